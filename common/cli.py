@@ -1,0 +1,60 @@
+"""Command lines: the one place where an error becomes a line on stderr and an exit code."""
+
+import os
+import sys
+from collections.abc import Collection, Sequence
+from typing import NoReturn
+
+import typer
+
+from common.errors import SadnetError
+
+
+def application(description: str) -> typer.Typer:
+    """A Typer application in the house's style: no shell completion, plain tracebacks for defects of ours."""
+    return typer.Typer(help=description, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C.
+
+    Options named in `several` take any number of values after one flag: `--sigma 30 50` reads as
+    `--sigma 30 --sigma 50`, which is all that Typer itself understands.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app(args=_repeat_flags(arguments, several), standalone_mode=False)
+    except SadnetError as error:
+        _fail(str(error))
+    except typer.TyperException as error:  # a flag that does not exist, a value of the wrong type
+        _fail(f"{error.format_message()} (--help lists the options)")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _repeat_flags(arguments: list[str], several: Collection[str]) -> list[str]:
+    out: list[str] = []
+    flag: str | None = None  # the multi-value option whose values are being read
+    fresh = False
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return out + arguments[position:]
+        if argument.startswith("--"):
+            flag, fresh = (argument, True) if argument in several else (None, False)
+            out.append(argument)
+        elif flag and not fresh:
+            out += [flag, argument]
+        else:
+            out.append(argument)
+            fresh = False
+    return out

@@ -1,0 +1,75 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common.errors import OutputError
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on leaving the block without an error it becomes `path`, in one step.
+
+    Without `overwrite` an existing `path` is never replaced, not even one that appears while the block runs.
+    Raises OutputError where the file exists or cannot be written; then nothing is left behind.
+    """
+    target = Path(path)
+    if not overwrite and os.path.lexists(target):
+        raise OutputError(f"{target} exists already: pass --overwrite to replace it, or choose another --output")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _publish(temporary, target, overwrite)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes | str, *, overwrite: bool) -> None:
+    """Write `data` to `path` so that a reader sees all of it or nothing; see `whole_file`."""
+    with whole_file(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
+    with open(temporary, "rb") as file:  # on disk before its name is: a power cut must not leave an empty file
+        os.fsync(file.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)  # mkstemp makes files private; results are ordinary files
+    if overwrite:
+        temporary.replace(target)
+        return
+    try:
+        _link_new(temporary, target)
+    except FileExistsError:
+        raise OutputError(f"{target} appeared meanwhile: it was not replaced") from None
+
+
+def _link_new(temporary: Path, target: Path) -> None:
+    link: Callable[[Path, Path], None] = os.link
+    try:
+        link(temporary, target)  # unlike a rename, fails where the name is taken
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(target) from None
+        temporary.replace(target)

@@ -1,0 +1,1 @@
+"""From `weights.safetensors` to an ONNX file, its parity with PyTorch checked."""

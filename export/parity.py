@@ -1,0 +1,91 @@
+"""Parity of an exported file with PyTorch fp32: on a real noisy photo, at sizes that are no power of two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.errors import DependencyError, ModelError
+from common.images import read_picture, rgb8
+from common.padding import pad_to_multiple
+from train.metrics import psnr
+from train.sadnet import SADNet
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+CASES = ((1, 320, 480), (1, 321, 481), (1, 53, 37), (1, 8, 8), (1, 3, 5), (1, 1, 1), (3, 72, 104))
+"""(batch, height, width) that are compared."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Largest differences allowed, of samples in [0, 1] and of PSNR in dB."""
+
+    max: float
+    mean: float
+    psnr: float
+
+
+FP32 = Bound(max=1e-4, mean=1e-5, psnr=0.001)
+FP16 = Bound(max=4 / 255, mean=0.2 / 255, psnr=0.01)
+UINT8 = Bound(max=1 / 255 + 1e-6, mean=0.5 / 255, psnr=0.05)  # the output's rounding is part of the difference
+
+
+def check_parity(network: SADNet, path: Path, half: bool, io: str) -> None:
+    """Run the ONNX file and `network` on crops of the sample photo and print their differences.
+
+    Both take their input through the one padding function. Raises ModelError beyond the bound.
+    """
+    bound = UINT8 if io == "uint8" else FP16 if half or io == "float16" else FP32
+    clean, noisy = (_sample(name, network.config.channels) for name in ("astronaut_clean.png", "astronaut_noisy.png"))
+    run = _onnx_runner(path, io)
+    print(f"{'batch, size':>16} {'max':>9} {'mean':>9}  PSNR change")
+    for n, height, width in CASES:
+        places = [(60 * i, 40 * i) for i in range(n)]  # from the photo's top, where there is detail
+        x, y = (np.stack([a[:, t : t + height, s : s + width] for t, s in places]) for a in (noisy, clean))
+        padded = pad_to_multiple(x)
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(padded)).numpy()[..., :height, :width]
+        found = run(padded)[..., :height, :width]
+        difference = np.abs(found - expected)
+        change = psnr(found, y) - psnr(expected, y)
+        print(f"{n:>4}, {f'{width}x{height}':>10} {difference.max():9.2e} {difference.mean():9.2e}  {change:+.4f} dB")
+        # a PSNR of a few samples hangs on each one's rounding
+        photo = n * height * width >= 1000
+        if difference.max() > bound.max or (photo and (difference.mean() > bound.mean or abs(change) > bound.psnr)):
+            raise ModelError(
+                f"parity with PyTorch failed at {n} x {width}x{height}: expected a difference of at most "
+                f"{bound.max:.2e} (mean {bound.mean:.2e}, PSNR {bound.psnr} dB), found {difference.max():.2e} "
+                f"({difference.mean():.2e}, {change:+.4f} dB)"
+            )
+
+
+def _sample(name: str, channels: int) -> NDArray[np.float32]:
+    image = rgb8(read_picture(ASSETS / name)).astype(np.float32) / np.float32(255)
+    if channels == 1:
+        image = image.mean(axis=2, keepdims=True)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _onnx_runner(path: Path, io: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The file under ONNX Runtime, on the CPU, behind N,C,H,W float32 whatever its own images are."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError("the parity check needs ONNX Runtime: pip install '.[cpu]' (or '.[gpu]')") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        if io == "uint8":
+            images = np.rint(x.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+            (y,) = session.run(None, {name: images})
+            return np.asarray(y, np.float32).transpose(0, 3, 1, 2) / np.float32(255)
+        (y,) = session.run(None, {name: x.astype(io)})
+        return np.asarray(y, np.float32)
+
+    return run

@@ -1,0 +1,101 @@
+"""The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
+
+On CPU tensors `plugins.reference` computes it, on CUDA tensors torchvision's kernel, which is always fed fp32: its
+half-precision kernel computes sampling coordinates in half.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+from plugins import op, reference
+
+
+def modulated_deform_conv2d(
+    x: Tensor,
+    offset_mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offset_groups: int = op.OFFSET_GROUPS,
+    negative_slope: float = op.NEGATIVE_SLOPE,
+) -> Tensor:
+    """`plugins.op` on the tensors' device; shapes, units and the layout of `offset_mask` are described there.
+
+    Where a gradient is wanted the op is spelled out for autograd, which keeps the samples; the node that is exported
+    computes them again in its backward pass. Raises ValueError for shapes that do not fit.
+    """
+    tensors = (x, offset_mask, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling():
+        return _differentiable(*tensors, offset_groups, negative_slope)
+    y: Tensor = _node(*tensors, offset_groups, negative_slope)
+    return y
+
+
+def _differentiable(
+    x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
+) -> Tensor:
+    if not x.is_cuda:
+        return reference.modulated_deform_conv2d(x, offset_mask, weight, bias, offset_groups, negative_slope)
+    return torchvision_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
+
+
+def torchvision_form(
+    x: Tensor,
+    offset_mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offset_groups: int = op.OFFSET_GROUPS,
+    negative_slope: float = op.NEGATIVE_SLOPE,
+) -> Tensor:
+    """The op by `torchvision.ops.deform_conv2d`, in fp32 (fp64 for fp64 inputs); any device, differentiable."""
+    op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        offset, logits = offset_mask.to(wide).split_with_sizes(
+            (op.offset_channels(offset_groups), op.mask_channels(offset_groups)), dim=1
+        )
+        y = deform_conv2d(x.to(wide), offset, weight.to(wide), bias.to(wide), padding=1, mask=logits.sigmoid())
+        return F.leaky_relu(y, negative_slope).to(x.dtype)
+
+
+@torch.library.custom_op(op.TORCH_NAME, mutates_args=())
+def _node(
+    x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
+) -> Tensor:
+    return _in_type_of_x(x, offset_mask, weight, bias, offset_groups, negative_slope).contiguous()
+
+
+@_node.register_fake
+def _(
+    x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
+) -> Tensor:
+    return x.new_empty(op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups))
+
+
+def _in_type_of_x(
+    x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
+) -> Tensor:
+    """What the node computes: its type is that of x, as its fake kernel promises, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        others = offset_mask.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype)
+        return _differentiable(x, *others, offset_groups, negative_slope)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, offset_groups, negative_slope = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.attributes = (offset_groups, negative_slope)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Not an op of its own: below the dispatcher, where an op's kernel runs, autograd records nothing.
+    leaves = tuple(t.detach().requires_grad_() for t in ctx.saved_tensors)
+    with torch.enable_grad():
+        y = _in_type_of_x(*leaves, *ctx.attributes)
+    return *torch.autograd.grad(y, leaves, grad), None, None
+
+
+_node.register_autograd(_backward, setup_context=_setup_context)

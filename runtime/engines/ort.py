@@ -1,0 +1,128 @@
+"""ONNX Runtime: on an NVIDIA GPU where the installed build has CUDA, on the CPU otherwise."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.contract import METADATA_KEY
+from common.errors import DependencyError, ModelError
+from runtime.engines.base import Engine
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+class OrtEngine(Engine):
+    """A model written by `export/to_onnx.py`: N,C,H,W float images, or N,H,W,C uint8 ones (`--io`).
+
+    Raises ModelError where the file is damaged or another network, DependencyError where ONNX Runtime is missing or
+    installed twice. `details` is what the exporter wrote about the model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        self.path = Path(path)
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # its errors are raised as exceptions too, and told once
+        options.intra_op_num_threads = threads or 0
+        available = ort.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        try:
+            if self.path.stat().st_size == 0:
+                raise ModelError(f"{path}: expected an ONNX model, found an empty file: copy it again")
+            # ONNX Runtime's own exceptions derive from Exception alone, one by one.
+            session = ort.InferenceSession(os.fspath(path), options, providers=providers)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{path}: expected an ONNX model, found a file that cannot be loaded: {error}") from error
+        self.details = self._check(session)
+        self._session = session
+        self._input = session.get_inputs()[0].name
+        self._dtype = _TYPES[session.get_inputs()[0].type]
+        _, self.channels, *sides = _planar_shape(session.get_inputs()[0])
+        self.size = (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
+        self.name = f"ONNX Runtime {ort.__version__}, {session.get_providers()[0].removesuffix('ExecutionProvider')}"
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            if self._dtype == np.uint8:
+                pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+                (output,) = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})
+                scaled: NDArray[np.float32] = np.divide(output.transpose(0, 3, 1, 2), 255, dtype=np.float32)
+                return scaled
+            (output,) = self._session.run(None, {self._input: images.astype(self._dtype, copy=False)})
+        except Exception as error:
+            height, width = images.shape[-2:]
+            raise ModelError(
+                f"{self.path}: cannot denoise {width}x{height} at once (--tile takes smaller pieces): {error}"
+            ) from error
+        result: NDArray[np.float32] = output.astype(np.float32, copy=False)
+        return result
+
+    def close(self) -> None:
+        self._session = None
+
+    def _check(self, session: Any) -> dict[str, Any]:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        fits = (
+            len(inputs) == len(outputs) == 1
+            and len(inputs[0].shape) == len(outputs[0].shape) == 4
+            and _planar_shape(inputs[0])[1] == _planar_shape(outputs[0])[1]
+            and _planar_shape(inputs[0])[1] in (1, 3)
+            and inputs[0].type in _TYPES
+            and outputs[0].type == inputs[0].type
+        )
+        if not fits:
+            found = "; ".join(f"{side} {_describe(values)}" for side, values in (("in", inputs), ("out", outputs)))
+            raise ModelError(
+                f"{self.path} is another network: expected one input and one output N,C,H,W of one type "
+                f"with 1 or 3 channels, found {found}"
+            )
+        try:
+            details = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""))
+        except ValueError:
+            details = None
+        if not isinstance(details, dict):
+            raise ModelError(
+                f"{self.path} is another network: expected one written by export/to_onnx.py (with '{METADATA_KEY}' "
+                "in its metadata), found none"
+            )
+        return details
+
+
+def _planar_shape(value: Any) -> list[Any]:
+    """N, C, H, W of an input or output; 8-bit images are stored N, H, W, C."""
+    n, *rest = value.shape
+    return [n, rest[2], rest[0], rest[1]] if value.type == "tensor(uint8)" else [n, *rest]
+
+
+def _describe(values: list[Any]) -> str:
+    return " and ".join(f"{'x'.join(map(str, value.shape))} {value.type}" for value in values) or "nothing"
+
+
+def _onnxruntime() -> Any:
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        raise DependencyError(
+            "expected one of onnxruntime and onnxruntime-gpu, found both, which overwrite each other's files: "
+            "pip uninstall both, then pip install '.[cpu]' or '.[gpu]'"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            f"expected ONNX Runtime, found none that loads ({error}): pip install '.[cpu]', or '.[gpu]' for CUDA"
+        ) from error
+    return onnxruntime
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,76 @@
+"""Exit codes, and lists after one flag."""
+
+from typing import Annotated
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli import _repeat_flags, application, run
+from common.errors import InputError
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    app = application("Adds numbers.")
+
+    @app.command()
+    def add(
+        numbers: Annotated[list[int] | None, typer.Argument()] = None,
+        sigma: Annotated[list[int], typer.Option()] = [],  # noqa: B006 - Typer copies it
+        fail: str = "",
+    ) -> None:
+        if fail == "ours":
+            raise InputError("expected this,\nfound that")
+        if fail == "defect":
+            raise ZeroDivisionError
+        if fail == "interrupt":
+            raise KeyboardInterrupt
+        if fail == "some":
+            raise typer.Exit(1)
+        print(sum(numbers or []), sigma)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(app, several={"--sigma"}, argv=argv)
+    text = capsys.readouterr()
+    return int(stopped.value.code or 0), text.out, text.err
+
+
+def test_a_good_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, "1", "2", "--sigma", "30", "50", "70") == (0, "3 [30, 50, 70]\n", "")
+
+
+def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, "--fail", "ours") == (2, "", "error: expected this, found that\n")
+
+
+@pytest.mark.parametrize("argv", [["one"], ["--sigma", "many"], ["--nonsense"]])
+def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    code, _, text = outcome(capsys, *argv)
+    assert (code, text.count("\n"), text[:7]) == (2, 1, "error: ")
+
+
+def test_other_endings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, "--fail", "some")[0] == 1
+    assert outcome(capsys, "--fail", "interrupt")[0] == 130
+    with pytest.raises(ZeroDivisionError):
+        outcome(capsys, "--fail", "defect")
+
+
+words = st.text("abc1", min_size=1, max_size=3)
+
+
+@given(st.lists(words, min_size=1), st.lists(words))
+def test_values_after_one_flag_are_repeated(values: list[str], rest: list[str]) -> None:
+    argv = ["x", "--many", *values, "--other", *rest]
+    expected = ["x", *(part for value in values for part in ("--many", value)), "--other", *rest]
+    assert _repeat_flags(argv, {"--many"}) == expected
+    assert _repeat_flags(argv, set()) == argv
+
+
+@given(st.lists(words))
+def test_nothing_after_two_dashes_is_touched(rest: list[str]) -> None:
+    assert _repeat_flags(["--many", "1", "2", "--", "--many", *rest], {"--many"}) == [
+        *("--many", "1", "--many", "2", "--", "--many"),
+        *rest,
+    ]

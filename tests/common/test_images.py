@@ -1,0 +1,322 @@
+"""Pictures of every format come back as they were, and damaged files never come back at all."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from common.errors import InputError, OutputError
+from common.images import IMAGE_SUFFIXES, Picture, encode_picture, read_picture, rgb8, write_picture
+
+EXIF, XMP, ICC = cv2.IMAGE_METADATA_EXIF, cv2.IMAGE_METADATA_XMP, cv2.IMAGE_METADATA_ICCP
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def photo(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> NDArray[Any]:
+    """Smooth with some detail, so that a JPEG of it is close."""
+    small = np.random.default_rng(seed).random((6, 8, *shape[2:]))
+    big = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC).reshape(shape)
+    return np.asarray(np.rint(np.clip(big, 0, 1) * np.iinfo(dtype).max).astype(dtype))
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiff(image: NDArray[Any], **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, **options)
+    return file.getvalue()
+
+
+def read(folder: Path, data: bytes) -> Picture:
+    (folder / "x").write_bytes(data)
+    return read_picture(folder / "x")
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010F] = orientation, "Maker"
+    return tags
+
+
+RGB = photo(60, 80, 3)
+ALPHA = photo(60, 80, seed=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    suffix=st.sampled_from([".png", ".PNG", ".tif", ".tiff", ".bmp"]),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    colour=st.booleans(),
+    has_alpha=st.booleans(),
+    data=st.data(),
+)
+def test_lossless_formats_return_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    suffix: str,
+    dtype: Any,
+    height: int,
+    width: int,
+    colour: bool,
+    has_alpha: bool,
+    data: st.DataObject,
+) -> None:
+    assume(not (suffix == ".bmp" and dtype == np.uint16) and (colour or not has_alpha))
+    pixels = data.draw(hnp.arrays(dtype, (height, width, 3) if colour else (height, width)))
+    alpha = data.draw(hnp.arrays(dtype, (height, width))) if has_alpha else None
+    path = tmp_path_factory.mktemp("p") / f"x{suffix}"
+    assert write_picture(path, Picture(pixels, alpha), overwrite=False) == ()
+    again = read_picture(path)
+    assert again.pixels.dtype == dtype
+    np.testing.assert_array_equal(again.pixels, pixels)
+    assert (again.alpha is None) == (alpha is None)
+    if alpha is not None:
+        np.testing.assert_array_equal(again.alpha, alpha)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])
+def test_lossy_formats_are_close_and_quality_counts(tmp_path: Path, suffix: str) -> None:
+    fine, _ = encode_picture(Picture(RGB), suffix, quality=100)
+    coarse, _ = encode_picture(Picture(RGB), suffix, quality=20)
+    assert len(coarse) < len(fine)
+    assert np.abs(read(tmp_path, fine).pixels.astype(int) - RGB).mean() < 3
+
+
+def test_webp_keeps_alpha_exactly_and_jpeg_keeps_gray(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read(tmp_path, encode_picture(Picture(RGB, ALPHA), ".webp")[0]).alpha, ALPHA)
+    assert read(tmp_path, encode_picture(Picture(ALPHA), ".jpg")[0]).pixels.shape == ALPHA.shape
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_metadata_is_kept_and_orientation_left_to_the_viewer(tmp_path: Path, suffix: str) -> None:
+    kind = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[suffix]
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>'
+    options: dict[str, Any] = {"pnginfo": None} if kind == "PNG" else {"xmp": xmp}
+    picture = read(tmp_path, saved(Image.fromarray(RGB), kind, exif=exif(6), icc_profile=PROFILE, **options))
+    assert picture.pixels.shape == RGB.shape  # as stored: not turned
+    assert {type_ for type_, _ in picture.metadata} >= {EXIF, ICC}
+    path = tmp_path / f"out{suffix}"
+    assert write_picture(path, picture, overwrite=False) == ()
+    with Image.open(path) as again:
+        assert dict(again.getexif()) == {0x0112: 6, 0x010F: "Maker"}
+        assert again.info["icc_profile"] == PROFILE
+    assert read_picture(path).metadata == picture.metadata
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".bmp"])
+def test_formats_that_lose_metadata_say_so(suffix: str) -> None:
+    assert encode_picture(Picture(RGB, None, ((EXIF, b"MM\0*"), (ICC, PROFILE))), suffix)[1] == ("EXIF", "ICC")
+
+
+def test_metadata_too_large_for_jpeg_is_dropped_and_named(tmp_path: Path) -> None:
+    data, lost = encode_picture(Picture(RGB, None, ((EXIF, bytes(70_000)),)), ".jpg")
+    assert lost == ("EXIF",)
+    assert read(tmp_path, data).pixels.shape == RGB.shape
+
+
+def test_a_tiff_gives_its_icc_and_xmp(tmp_path: Path) -> None:
+    data = tiff(RGB, photometric="rgb", iccprofile=PROFILE, extratags=[(700, 1, 5, b"<xmp>", True)])
+    assert set(read(tmp_path, data).metadata) == {(ICC, PROFILE), (XMP, b"<xmp>")}
+
+
+def test_a_profile_for_cmyk_is_not_attached_to_rgb(tmp_path: Path) -> None:
+    profile = PROFILE[:16] + b"CMYK" + PROFILE[20:]
+    picture = read(tmp_path, saved(Image.fromarray(RGB).convert("CMYK"), "JPEG", icc_profile=profile))
+    assert picture.pixels.shape == RGB.shape
+    assert picture.metadata == ()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("depth", [8, 16])
+def test_tiffs_come_back_upright(tmp_path: Path, orientation: int, depth: int) -> None:
+    eight = saved(Image.fromarray(RGB), "TIFF", exif=exif(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(eight))))
+    if depth == 8:
+        np.testing.assert_array_equal(read(tmp_path, eight).pixels, expected)
+    else:
+        deep = tiff(RGB.astype(np.uint16) * 257, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+        np.testing.assert_array_equal(read(tmp_path, deep).pixels, expected.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiffs_alpha_is_not_multiplied_in(tmp_path: Path, kind: str, dtype: Any) -> None:
+    image = np.dstack([RGB, ALPHA]).astype(dtype)
+    picture = read(tmp_path, tiff(image, photometric="rgb", extrasamples=[kind]))
+    np.testing.assert_array_equal(picture.pixels, image[..., :3])
+    np.testing.assert_array_equal(picture.alpha, image[..., 3])
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "zlib"}, {"tile": (32, 32)}, {"bigtiff": True}, {"byteorder": ">"}]
+)
+def test_kinds_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
+    data = tiff(RGB, photometric="rgb", **options)
+    np.testing.assert_array_equal(read(tmp_path, data).pixels, RGB)
+    for part in (0.02, 0.3, 0.9):
+        with pytest.raises(InputError, match="is it complete"):
+            read(tmp_path, data[: int(len(data) * part)])
+
+
+def test_tiffs_that_would_be_misread_are_refused(tmp_path: Path) -> None:
+    planes = np.ascontiguousarray(RGB.transpose(2, 0, 1))
+    for data, word in (
+        (tiff(RGB.astype(np.float32), photometric="rgb"), "float32"),
+        (tiff(RGB.astype(np.int16), photometric="rgb"), "int16"),
+        (tiff(planes, photometric="rgb", planarconfig="separate"), "planar"),
+        (tiff(ALPHA.astype(np.uint16), photometric="miniswhite"), "white-is-zero"),
+        (saved(Image.fromarray(RGB).convert("LA"), "TIFF"), "gray with alpha"),
+        (saved(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "CMYK"),
+        (tiff(np.stack([RGB, RGB]), photometric="rgb"), "2 pages"),
+    ):
+        with pytest.raises(InputError, match=word):
+            read(tmp_path, data)
+
+
+def test_a_thumbnail_page_is_no_second_picture(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(RGB, photometric="rgb")
+        writer.write(RGB[::4, ::4], photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(read(tmp_path, file.getvalue()).pixels, RGB)
+
+
+def test_gray_png_with_alpha_stays_gray(tmp_path: Path) -> None:
+    picture = read(tmp_path, saved(Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.fromarray(ALPHA)]), "PNG"))
+    np.testing.assert_array_equal(picture.pixels, RGB[..., 0])
+    np.testing.assert_array_equal(picture.alpha, ALPHA)
+    again = read(tmp_path, encode_picture(picture, ".png")[0])
+    np.testing.assert_array_equal(again.pixels, np.repeat(RGB[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(again.alpha, ALPHA)
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data, _ = encode_picture(Picture(RGB), suffix)
+    for length in {*(int(len(data) * part) for part in np.linspace(0, 0.99, 25)), len(data) - 1}:
+        with pytest.raises(InputError, match="expected an image"):
+            read(tmp_path, data[:length])
+    assert capfd.readouterr().err == ""
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    suffix=st.sampled_from(sorted(IMAGE_SUFFIXES)),
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 7)), min_size=1, max_size=20),
+)
+def test_damaged_files_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, flips: list[tuple[int, int]]
+) -> None:
+    data = bytearray(encode_picture(Picture(RGB[:20, :20]), suffix)[0])
+    for position, bit in flips:
+        data[position % len(data)] ^= 1 << bit
+    try:
+        picture = read(tmp_path_factory.mktemp("d"), bytes(data))
+    except InputError:
+        return
+    assert picture.pixels.dtype in (np.uint8, np.uint16)
+
+
+def test_progressive_jpegs_are_refused_where_cut(tmp_path: Path) -> None:
+    data = saved(Image.fromarray(RGB), "JPEG", progressive=True)
+    read(tmp_path, data)
+    with pytest.raises(InputError, match="JPEG file that cannot be decoded"):
+        read(tmp_path, data[: len(data) * 9 // 10])
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in (
+        ("missing.png", "found nothing of that name"),
+        ("folder.png", "found a folder"),
+        ("empty.png", "found an empty file"),
+        ("text.png", "found a file of another kind"),
+        ("pipe.png", "found a device or pipe"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_animations_are_refused(tmp_path: Path, kind: str) -> None:
+    frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    with pytest.raises(InputError, match="animated"):
+        read(tmp_path, saved(frames[0], kind, save_all=True, append_images=frames[1:]))
+
+
+@pytest.mark.parametrize("size", [(40_000, 40_000), (16_000_000, 1), (2**31 - 1, 2**31 - 1)])
+def test_headers_of_gigantic_pictures_are_refused_at_once(tmp_path: Path, size: tuple[int, int]) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    with pytest.raises(InputError):
+        read(tmp_path, b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    for suffix in (".jpg", ".webp", ".bmp"):
+        with pytest.raises(OutputError, match="8 bits"):
+            encode_picture(Picture(RGB.astype(np.uint16)), suffix)
+    with pytest.raises(OutputError, match="transparency"):
+        encode_picture(Picture(RGB, ALPHA), ".jpg")
+    with pytest.raises(OutputError, match="file name ending"):
+        write_picture(tmp_path / "x.gif", Picture(RGB), overwrite=False)
+    with pytest.raises(OutputError, match="20000x1 cannot be written as WebP"):
+        encode_picture(Picture(np.zeros((1, 20_000, 3), np.uint8)), ".webp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rgb8() -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(ramp / 257).astype(np.uint8)
+    np.testing.assert_array_equal(rgb8(Picture(ramp)), np.repeat(expected[..., None], 3, axis=2))
+    np.testing.assert_array_equal(rgb8(Picture(RGB, ALPHA)), RGB)
+    assert rgb8(Picture(ALPHA)).shape == (*ALPHA.shape, 3)
+
+
+def test_codecs_say_nothing_and_stderr_comes_back(tmp_path: Path) -> None:
+    wrong_profile = saved(Image.fromarray(RGB), "PNG", icc_profile=PROFILE[:200])
+    (tmp_path / "warns.png").write_bytes(wrong_profile)
+    (tmp_path / "cut.png").write_bytes(wrong_profile[:-100])
+    code = """
+import os, sys
+from common.errors import InputError
+from common.images import read_picture
+read_picture(sys.argv[1])
+try:
+    read_picture(sys.argv[2])
+except InputError:
+    os.write(2, b"refused")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "warns.png"), str(tmp_path / "cut.png")]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b"refused"
+
+
+def test_a_process_without_stderr_reads_pictures(tmp_path: Path) -> None:
+    write_picture(tmp_path / "x.png", Picture(RGB), overwrite=False)
+    code = "import sys; from common.images import read_picture; read_picture(sys.argv[1])"
+    subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, tmp_path / "x.png"], check=True)

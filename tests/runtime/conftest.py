@@ -1,0 +1,49 @@
+"""Small ONNX models that stand in for SADNet."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+
+def _write_model(
+    path: Path,
+    *,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    half: bool = False,
+    marked: bool = True,
+    details: str = json.dumps({"format": 1}),
+    op: str = "Conv",
+    outputs: int = 1,
+) -> Path:
+    """A 3x3 box blur of every channel; `op` "Identity" copies. `marked` puts the exporter's key into the metadata."""
+    kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
+    shape: list[Any] = ["n", channels, *(size or ("h", "w"))]
+    weights = numpy_helper.from_array(np.full((channels, 1, 3, 3), 1 / 9, dtype), "weights")
+    options: dict[str, Any] = {"group": channels, "pads": [1, 1, 1, 1]} if op == "Conv" else {}
+    inputs = ["image", "weights"] if op == "Conv" else ["image"]
+    nodes = [helper.make_node(op, inputs, [f"clean{i}"], **options) for i in range(outputs)]
+    graph = helper.make_graph(
+        nodes,
+        "stand-in",
+        [helper.make_tensor_value_info("image", kind, shape)],
+        [helper.make_tensor_value_info(f"clean{i}", kind, shape) for i in range(outputs)],
+        [weights] if op == "Conv" else [],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    if marked:
+        helper.set_model_props(model, {"sadnet": details})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """Call with a path and the options of `_write_model`; returns the path."""
+    return _write_model

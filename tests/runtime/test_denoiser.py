@@ -1,0 +1,241 @@
+"""Padding, tiles, types and rounding, against engines whose every sample is known."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from common.errors import InputError, ModelError
+from common.padding import pad_to_multiple
+from runtime import Denoiser
+from runtime.denoiser import OVERLAP, TILE, WORKING_PIXELS, _spans
+from runtime.engines import Engine
+
+
+class Stub(Engine):
+    """Adds to every sample a multiple of the one `reach` pixels up and left; remembers the shapes it was given.
+
+    It is equivariant to shifts of 8 pixels only, as SADNet is: each position modulo 8 has its own multiple.
+    """
+
+    name = "stub"
+
+    def __init__(self, channels: int = 3, size: tuple[int, int] | None = None, reach: int = 0) -> None:
+        self.channels, self.size, self.reach = channels, size, reach
+        self.shapes: list[tuple[int, ...]] = []
+        self.closed = False
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        assert images.dtype == np.float32
+        assert images.flags.c_contiguous
+        assert images.shape[2] % 8 == images.shape[3] % 8 == 0
+        assert images.shape[1] == self.channels
+        assert self.size in (None, images.shape[2:])
+        self.shapes.append(images.shape)
+        if not self.reach:
+            return images.copy()
+        height, width = images.shape[2:]
+        factors = np.random.default_rng(0).random((8, 8)).astype(np.float32)
+        multiple = np.tile(factors, (height // 8, width // 8))
+        far = np.zeros_like(images)
+        far[..., self.reach :, self.reach :] = images[..., : -self.reach, : -self.reach]
+        return images * np.float32(0.5) + far * multiple * np.float32(0.5)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def noise(shape: tuple[int, ...], dtype: Any = np.uint8, seed: int = 0) -> NDArray[Any]:
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        return np.asarray(rng.random(shape).astype(dtype))
+    return rng.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+sides = st.integers(1, 200)
+dtypes = st.sampled_from([np.uint8, np.uint16, np.float16, np.float32])
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.sampled_from(["gray", "colour", "batch"]), dtypes, st.sampled_from([None, 0, 64, 72, 128]))
+def test_an_engine_that_copies_returns_the_picture(
+    height: int, width: int, kind: str, dtype: Any, tile: int | None
+) -> None:
+    image = noise({"gray": (height, width), "colour": (height, width, 3), "batch": (2, height, width, 3)}[kind], dtype)
+    before = image.copy()
+    for channels in (1, 3) if kind == "gray" else (3,):
+        result = Denoiser(Stub(channels), tile=tile).denoise(image)
+        assert (result.shape, result.dtype) == (image.shape, image.dtype)
+        if np.dtype(dtype).kind == "f":
+            np.testing.assert_allclose(result, image, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(result, image)
+    np.testing.assert_array_equal(image, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([64, 96, 128]), st.integers(1, 16), st.booleans())
+def test_tiles_agree_with_the_whole(height: int, width: int, tile: int, reach: int, colour: bool) -> None:
+    image = noise((height, width, 3) if colour else (height, width), np.float32)
+    whole = Denoiser(Stub(reach=reach)).denoise(image)
+    engine = Stub(reach=reach)
+    np.testing.assert_array_equal(Denoiser(engine, tile=tile, overlap=32).denoise(image), whole)
+    assert len(set(engine.shapes)) == 1  # one shape: no engine has to be prepared for another one
+
+
+def test_without_overlap_the_same_tiles_differ() -> None:
+    image = noise((200, 200, 3), np.float32)
+    tiled = Denoiser(Stub(reach=16), tile=64, overlap=0).denoise(image)
+    assert not np.array_equal(tiled, Denoiser(Stub(reach=16)).denoise(image))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.sampled_from([(64, 64), (128, 72)]), st.integers(1, 16))
+def test_an_engine_of_one_size(height: int, width: int, size: tuple[int, int], reach: int) -> None:
+    image = noise((2, height, width, 3), np.float32)
+    expected = Denoiser(Stub(reach=reach)).denoise(image)
+    np.testing.assert_array_equal(Denoiser(Stub(size=size, reach=reach), overlap=32).denoise(image), expected)
+
+
+@given(st.integers(1, 400), st.integers(8, 40), st.integers(0, 20))
+def test_spans_cover_every_row_once(length: int, tile: int, overlap: int) -> None:
+    length, tile = 8 * max(length, tile), 8 * tile
+    overlap = min(8 * overlap, tile // 2 // 8 * 8)
+    end = 0
+    for start, first, last in _spans(length, tile, overlap):
+        assert start % 8 == 0
+        assert 0 <= start <= length - tile
+        assert first == end < last
+        assert start == 0 or first - start >= overlap // 2
+        assert start + tile == length or start + tile - last >= overlap // 2
+        end = last
+    assert end == length
+
+
+def test_automatic_tiles_bound_what_the_network_is_given() -> None:
+    engine = Stub()
+    Denoiser(engine).denoise(np.zeros((1000, 1000, 3), np.uint8))
+    assert engine.shapes == [(1, 3, 1000, 1000)]
+    engine = Stub()
+    Denoiser(engine).denoise(np.zeros((1000, 1500), np.uint8))
+    assert set(engine.shapes) == {(1, 3, 1000, TILE)}
+    engine = Stub()
+    Denoiser(engine).denoise(np.zeros((64, 100, 200, 3), np.uint8))
+    assert sum(shape[0] for shape in engine.shapes) == 64
+    assert max(np.prod(shape) // 3 for shape in engine.shapes) <= WORKING_PIXELS
+
+
+def test_the_engine_is_given_the_padding_that_everyone_uses() -> None:
+    class Keeps(Stub):
+        def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+            self.given = images
+            return images
+
+    engine, image = Keeps(), noise((5, 3, 3))
+    Denoiser(engine).denoise(image)
+    expected = pad_to_multiple(np.moveaxis(image, -1, 0)[None]).astype(np.float32) / 255
+    np.testing.assert_allclose(engine.given, expected, rtol=1e-6)
+
+
+class Fixed(Stub):
+    """Gives the same value everywhere; channel c has c times `step` more."""
+
+    def __init__(self, value: float, step: float = 0.0) -> None:
+        super().__init__()
+        self.value, self.step = value, step
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        steps = self.step * np.arange(3, dtype=np.float32)[:, None, None]
+        return np.broadcast_to(np.float32(self.value) + steps, images.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(100.4, 100), (100.6, 101), (-3.0, 0), (300.0, 255)])
+def test_samples_are_rounded_and_clipped(value: float, expected: int) -> None:
+    assert (Denoiser(Fixed(value / 255)).denoise(np.zeros((9, 9, 3), np.uint8)) == expected).all()
+    assert (Denoiser(Fixed(value / 65535)).denoise(np.zeros((9, 9), np.uint16)) == max(0, round(value))).all()
+
+
+def test_gray_is_the_mean_of_a_colour_models_channels() -> None:
+    assert (Denoiser(Fixed(10 / 255, step=10 / 255)).denoise(np.zeros((9, 9), np.uint8)) == 20).all()
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(0.0, 100), (0.25, 125), (1.0, 200)])
+def test_strength_blends_with_the_input(strength: float, expected: int) -> None:
+    image = np.full((9, 9, 3), 100, np.uint8)
+    assert (Denoiser(Fixed(200 / 255)).denoise(image, strength) == expected).all()
+
+
+def test_arrays_of_any_layout() -> None:
+    image = noise((40, 60, 3))[::-1, ::2, ::-1]
+    image.flags.writeable = False
+    result = Denoiser(Stub()).denoise(image)
+    np.testing.assert_array_equal(result, image)
+    assert result.flags.c_contiguous
+    assert result.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4), np.int32), "found int32"),
+        (np.zeros((4, 4), np.float64), "found float64"),
+        (np.zeros((4, 4, 4), np.uint8), r"found \(4, 4, 4\)"),
+        (np.zeros(4, np.uint8), r"found \(4,\)"),
+        (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
+        (np.full((4, 4), np.nan, np.float32), "NaN"),
+        (np.full((4, 4), -np.inf, np.float16), "infinity"),
+        (np.full((4, 4), 255, np.float32), "divide by 255"),
+    ],
+)
+def test_arrays_that_are_refused(image: NDArray[Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Denoiser(Stub()).denoise(image)
+
+
+def test_colour_on_a_gray_model_is_refused() -> None:
+    with pytest.raises(InputError, match="model is for gray"):
+        Denoiser(Stub(channels=1)).denoise(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tile": -8}, {"tile": 56}, {"tile": 100}, {"overlap": -8}, {"overlap": 12}, {"tile": 64, "overlap": 64}],
+)
+def test_sizes_that_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=f"found {list(options.values())[-1]}"):
+        Denoiser(Stub(), **options)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_strengths_that_are_refused(strength: float) -> None:
+    with pytest.raises(InputError, match="strength"):
+        Denoiser(Stub()).denoise(np.zeros((8, 8), np.uint8), strength)
+
+
+def test_a_network_that_overflows_is_told() -> None:
+    with pytest.raises(ModelError, match="not finite"):
+        Denoiser(Fixed(float("nan"))).denoise(np.zeros((8, 8), np.uint8))
+
+
+def test_an_engine_given_open_stays_open() -> None:
+    engine = Stub()
+    with Denoiser(engine) as denoiser:
+        denoiser.denoise(np.zeros((8, 8), np.uint8))
+    assert not engine.closed
+
+
+def test_threads_share_a_denoiser() -> None:
+    images = [noise((50 + seed, 70, 3), seed=seed) for seed in range(8)]
+    with Denoiser(Stub(reach=8), tile=64) as denoiser, ThreadPoolExecutor(4) as pool:
+        expected = [denoiser.denoise(image) for image in images]
+        for result, image in zip(pool.map(denoiser.denoise, images), expected, strict=True):
+            np.testing.assert_array_equal(result, image)
+
+
+def test_constants_are_multiples_of_8() -> None:
+    assert TILE % 8 == OVERLAP % 16 == 0
+    assert TILE * TILE <= WORKING_PIXELS

@@ -1,0 +1,268 @@
+"""`runtime/infer.py` and `runtime/demo.py` as people run them."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import OutputError
+from common.images import Picture, encode_picture, read_picture, write_picture
+from runtime import Denoiser, infer
+
+ROOT = Path(__file__).resolve().parents[2]
+WriteModel = Callable[..., Path]
+
+
+@pytest.fixture
+def model(tmp_path: Path, write_model: WriteModel) -> Path:
+    (tmp_path / "model").mkdir()
+    return write_model(tmp_path / "model" / "m.onnx", op="Identity")
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "runtime" / name), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+def photo(path: Path, seed: int = 0, dtype: type[np.unsignedinteger] = np.uint8) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (37, 53, 3)).astype(dtype)
+    write_picture(path, Picture(pixels), overwrite=False)
+    return path
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_one_photo_goes_beside_it(tmp_path: Path, model: Path) -> None:
+    source = photo(tmp_path / "a b\nü.png")
+    result = script("infer.py", source, "--engine", model)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "1 image in" in result.stdout
+    assert "images/s" in result.stdout
+    denoised = read_picture(tmp_path / "a b\nü_denoised.png")
+    np.testing.assert_array_equal(denoised.pixels, read_picture(source).pixels)
+
+
+def test_output_names_a_file_or_a_folder_that_exists(tmp_path: Path, model: Path) -> None:
+    source = photo(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    for output in ("new/b.tiff", "out"):
+        assert script("infer.py", source, "--engine", model, "--output", tmp_path / output).returncode == 0
+    assert (tmp_path / "new" / "b.tiff").exists()
+    assert (tmp_path / "out" / "a.png").exists()
+
+
+def test_strength_and_depth_reach_the_file(tmp_path: Path, write_model: WriteModel) -> None:
+    source = photo(tmp_path / "a.png", dtype=np.uint16)
+    blur = write_model(tmp_path / "blur.onnx")
+    for strength in ("0", "1"):
+        output = tmp_path / f"{strength}.png"
+        script("infer.py", source, "--engine", blur, "--strength", strength, "--output", output, "--tile", 64)
+    before = read_picture(source).pixels
+    assert read_picture(tmp_path / "1.png").pixels.dtype == np.uint16
+    np.testing.assert_array_equal(read_picture(tmp_path / "0.png").pixels, before)
+    assert not np.array_equal(read_picture(tmp_path / "1.png").pixels, before)
+
+
+def test_a_folder_keeps_its_tree_and_a_bad_file_stops_nothing(tmp_path: Path, model: Path) -> None:
+    photos = tmp_path / "photos"
+    photo(photos / "a.png")
+    photo(photos / "deep" / "b.JPG")
+    photo(photos / "deep" / ".hidden.png")
+    (photos / "notes.txt").write_text("no image")
+    (photos / "bad.png").write_text("no image either")
+    jpeg = encode_picture(read_picture(photos / "a.png"), ".jpg")[0]
+    (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) * 9 // 10])
+    (photos / "deep" / "circle").symlink_to(photos)
+    result = script("infer.py", photos, "--engine", model)
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2
+    assert "bad.png" in lines[0]
+    assert "cut.jpg" in lines[1]
+    assert result.stdout.startswith("2 images in")
+    assert "2 failed" in result.stdout
+    assert tree(tmp_path / "photos_denoised") == ["a.png", "deep/b.JPG"]
+
+
+def test_several_inputs_go_to_one_folder(tmp_path: Path, model: Path) -> None:
+    inputs = [photo(tmp_path / "in" / "a.png"), photo(tmp_path / "b.png"), tmp_path / "missing.png"]
+    result = script("infer.py", *inputs, "--engine", model, "--output", tmp_path / "out")
+    assert result.returncode == 1
+    assert "missing.png: expected an image file or a folder" in result.stderr
+    assert tree(tmp_path / "out") == ["a.png", "b.png"]
+
+
+def test_a_folder_inside_its_input_is_not_denoised_again(tmp_path: Path, model: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    arguments = (tmp_path / "in", "--engine", model, "--output", tmp_path / "in" / "out", "--overwrite")
+    for _ in range(2):
+        assert script("infer.py", *arguments).returncode == 0
+    assert tree(tmp_path / "in") == ["a.png", "out/a.png"]
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path, model: Path) -> None:
+    photos = tmp_path / "photos"
+    source = photo(photos / "a.png")
+    photo(photos / "b.png")
+    target = tmp_path / "photos_denoised" / "a.png"
+    target.parent.mkdir()
+    target.write_bytes(b"the user's")
+    result = script("infer.py", photos, "--engine", model)
+    assert result.returncode == 1
+    assert "exists already" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert (target.read_bytes(), tree(target.parent)) == (b"the user's", ["a.png", "b.png"])
+    result = script("infer.py", source, "--output", target, "--engine", model)
+    assert result.returncode == 2
+    assert "exists already" in result.stderr
+    assert target.read_bytes() == b"the user's"
+    assert script("infer.py", photos, "--engine", model, "--overwrite").returncode == 0
+    np.testing.assert_array_equal(read_picture(target).pixels, read_picture(source).pixels)
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path, model: Path) -> None:
+    source = photo(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(source)
+    before = source.read_bytes()
+    for output in (source, tmp_path, tmp_path / "link.png"):
+        result = script("infer.py", source, "--engine", model, "--output", output, "--overwrite")
+        assert result.returncode == 2
+        assert "an input" in result.stderr
+    assert source.read_bytes() == before
+
+
+def test_two_inputs_with_one_output_are_refused(tmp_path: Path) -> None:
+    inputs = [photo(tmp_path / "x" / "a.png"), photo(tmp_path / "y" / "a.png")]
+    plan = infer.make_plan(inputs, tmp_path / "out", overwrite=True)
+    assert list(plan.jobs.values()) == inputs[:1]
+    assert "would both be written" in str(plan.faults[0])
+
+
+def test_lost_metadata_and_unfit_formats_are_told(tmp_path: Path, model: Path) -> None:
+    source = tmp_path / "a.png"
+    pixels = np.zeros((16, 16, 3), np.uint16)
+    write_picture(source, Picture(pixels, metadata=((0, b"MM\0*\0\0\0\x08\0\0\0\0\0\0"),)), overwrite=False)
+    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.tif")
+    assert (result.returncode, result.stderr.count("\n")) == (0, 1)
+    assert "does not keep the metadata" in result.stderr
+    assert "(EXIF)" in result.stderr
+    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.jpg")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "8 bits" in result.stderr
+
+
+def test_a_full_disk_fails_one_file_and_leaves_nothing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photo(tmp_path / "in" / "a.png")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Denoiser(model) as denoiser:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match="No space left"):
+            infer._denoise_file(denoiser, source, tmp_path / "out" / "a.png", 1.0, False, 95)
+    assert tree(tmp_path / "out") == []
+
+
+@pytest.fixture
+def bad(tmp_path: Path, write_model: WriteModel) -> Path:
+    """A folder with one of everything that is refused, and one good photo."""
+    folder = tmp_path / "bad"
+    good = photo(folder / "good.png")
+    (folder / "text.png").write_text("no image")
+    jpeg = encode_picture(read_picture(good), ".jpg")[0]
+    (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) * 9 // 10])
+    (folder / "empty").mkdir()
+    (folder / "zero.onnx").touch()
+    write_model(folder / "other.onnx", marked=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("missing.png", "missing.png: expected an image file or a folder, found nothing of that name"),
+        ("empty", "expected a folder with images"),
+        ("text.png", "found a file of another kind"),
+        ("cut.jpg", "found a JPEG file that cannot be decoded"),
+        ("zero.onnx", "found '.onnx'"),
+        ("good.png --engine zero.onnx", "expected an ONNX model, found an empty file"),
+        ("good.png --engine other.onnx", "is another network"),
+        ("good.png --engine missing.onnx", "expected an ONNX model file, found no such file"),
+        ("good.png --engine text.png", "ending in .onnx"),
+        (f"{'x' * 300}.png", "File name too long"),
+        (f"good.png --engine {'x' * 300}.onnx", "File name too long"),
+        (f"good.png --output {'x' * 300}.png", "File name too long"),
+        ("good.png --tile -64", "tile: expected 0 (automatic) or a multiple of 8 from 64 pixels up, found -64"),
+        ("good.png --tile 100", "found 100"),
+        ("good.png --tile big", "Invalid value for '--tile'"),
+        ("good.png --strength 2", "strength: expected 0 (the input) to 1 (denoised), found 2.0"),
+        ("good.png --strength nan", "found nan"),
+        ("good.png --quality 0", "quality: expected 1 to 100, found 0"),
+        ("good.png --threads 0", "expected at least 1 thread, found 0"),
+        ("good.png --output x.gif", "expected a file name ending in"),
+        ("good.png good.png --output text.png", "expected a folder to write several images to, found a file"),
+        ("good.png --output text.png/x.png", "cannot write"),
+        ("--nonsense", "No such option"),
+        ("", "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_line(bad: Path, model: Path, arguments: str, words: str) -> None:
+    names = {path.name for path in bad.iterdir()} | {"missing.png", "missing.onnx", "x.gif", "text.png/x.png"}
+    argv = [str(bad / part) if part in names else part for part in arguments.split()]
+    before = tree(bad)
+    result = script("infer.py", *argv, *([] if "--engine" in argv else ["--engine", model]))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert tree(bad) == before
+
+
+def test_help_lists_the_options() -> None:
+    result = script("infer.py", "--help")
+    assert result.returncode == 0
+    assert "--strength" in result.stdout
+
+
+def test_nothing_of_training_is_imported() -> None:
+    code = """
+import json, sys
+import runtime, runtime.infer, runtime.demo, runtime.engines.ort
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "train", "export", "onnx"})))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(result.stdout) == []
+
+
+def test_the_demo_measures_and_draws(tmp_path: Path, write_model: WriteModel) -> None:
+    blur = write_model(tmp_path / "blur.onnx")
+    clean = np.full((120, 100, 3), 120, np.uint8)
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 30, clean.shape), 0, 255).astype(np.uint8)
+    write_picture(tmp_path / "clean.png", Picture(clean), overwrite=False)
+    write_picture(tmp_path / "noisy.png", Picture(noisy), overwrite=False)
+    arguments = ["--noisy", tmp_path / "noisy.png", "--clean", tmp_path / "clean.png", "--engine", blur]
+    for _ in range(2):  # the second run replaces what the first one wrote
+        result = script("demo.py", *arguments, "--output", tmp_path / "demo")
+        assert (result.returncode, result.stderr) == (0, "")
+    before, after = (float(line.split()[2]) for line in result.stdout.splitlines() if line.startswith("PSNR"))
+    assert before == pytest.approx(18.6, abs=0.3)
+    assert after > before + 4
+    assert read_picture(tmp_path / "demo" / "denoised.png").pixels.shape == clean.shape
+    assert read_picture(tmp_path / "demo" / "side_by_side.jpg").pixels.shape == (120, 300, 3)
+    photo(tmp_path / "other.png")
+    result = script("demo.py", "--noisy", tmp_path / "other.png", *arguments[2:], "--output", tmp_path / "demo")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "photos of one size, found 53x37" in result.stderr

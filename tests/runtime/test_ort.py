@@ -1,0 +1,114 @@
+"""ONNX Runtime: what it runs, and what it refuses in one line."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import DependencyError, InputError, ModelError
+from runtime import Denoiser
+from runtime.engines import open_engine, ort
+
+WriteModel = Callable[..., Path]
+
+
+def blurred(images: np.ndarray) -> np.ndarray:
+    """A 3x3 box blur with zeros around the picture."""
+    height, width = images.shape[-2:]
+    padded = np.pad(images, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    windows = (padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3))
+    return np.asarray(sum(windows) / 9)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_runs_a_model(tmp_path: Path, write_model: WriteModel, channels: int, half: bool) -> None:
+    images = np.random.default_rng(0).random((3, channels, 16, 24)).astype(np.float32)
+    with open_engine(write_model(tmp_path / "m.onnx", channels=channels, half=half), threads=1) as engine:
+        assert (engine.channels, engine.size) == (channels, None)
+        assert "ONNX Runtime" in engine.name
+        output = engine.run(images)
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, blurred(images), atol=2e-3 if half else 1e-6)
+
+
+def test_a_model_of_one_size(tmp_path: Path, write_model: WriteModel) -> None:
+    path = write_model(tmp_path / "m.onnx", size=(64, 96), op="Identity")
+    image = np.random.default_rng(0).integers(0, 256, (100, 50, 3), dtype=np.uint8)
+    with Denoiser(path) as denoiser:
+        assert denoiser.engine.size == (64, 96)
+        np.testing.assert_array_equal(denoiser.denoise(image), image)
+
+
+def test_details_are_what_the_exporter_wrote(tmp_path: Path, write_model: WriteModel) -> None:
+    assert ort.OrtEngine(write_model(tmp_path / "m.onnx")).details == {"format": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"marked": False}, "found none"),
+        ({"details": "not JSON"}, "found none"),
+        ({"details": "[]"}, "found none"),
+        ({"channels": 4}, "found in nx4xhxw tensor"),
+        ({"outputs": 2}, "tensor.float. and nx3xhxw"),
+    ],
+)
+def test_another_network_is_refused(
+    tmp_path: Path, write_model: WriteModel, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ModelError, match=f"is another network: .*{words}"):
+        open_engine(write_model(tmp_path / "m.onnx", **options))
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "an empty file"), (b"hello" * 9, "cannot be loaded")])
+def test_damaged_files_are_refused(tmp_path: Path, data: bytes, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match=words):
+        open_engine(tmp_path / "m.onnx")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_cut_model_is_refused(tmp_path: Path, write_model: WriteModel, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    whole = path.read_bytes()
+    for length in range(1, len(whole), 17):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError):
+            open_engine(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_no_model_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    for name, words in (("missing.onnx", "no such file"), ("folder.onnx", "a folder"), ("m.pth", "ending in .onnx")):
+        with pytest.raises(InputError, match=words):
+            open_engine(tmp_path / name)
+    with pytest.raises(InputError, match="at least 1 thread"):
+        open_engine(tmp_path / "m.onnx", threads=0)
+
+
+def test_a_failing_run_is_one_clear_error(tmp_path: Path, write_model: WriteModel) -> None:
+    with (
+        open_engine(write_model(tmp_path / "m.onnx", size=(64, 64))) as engine,
+        pytest.raises(ModelError, match="cannot denoise 8x16 at once"),
+    ):
+        engine.run(np.zeros((1, 3, 16, 8), np.float32))
+
+
+def test_a_missing_onnxruntime_names_the_command(
+    tmp_path: Path, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DependencyError, match="pip install"):
+        open_engine(write_model(tmp_path / "m.onnx"))
+
+
+def test_two_builds_of_onnxruntime_are_refused(
+    tmp_path: Path, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "_installed", lambda package: True)
+    with pytest.raises(DependencyError, match="found both"):
+        open_engine(write_model(tmp_path / "m.onnx"))

@@ -1,0 +1,90 @@
+"""The bundled model and photos are what they are said to be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.files import sha256
+from common.images import read_picture
+from common.padding import pad_to_multiple
+from export.to_onnx import ExportedNetwork, Io, Precision
+from runtime.denoiser import Denoiser
+from runtime.engines.ort import OrtEngine
+from train.metrics import psnr
+from train.noise import protocol_noise
+from train.sadnet import SADNetConfig
+from train.weights import load_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+
+
+@pytest.fixture(scope="module")
+def card() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((ASSETS / "blind_color.json").read_text())
+    return result
+
+
+def photo(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    pixels = read_picture(ASSETS / name).pixels
+    assert pixels.dtype == np.uint8
+    return pixels.astype(np.uint8)
+
+
+def test_noisy_photo_is_the_clean_one_with_the_protocols_noise() -> None:
+    clean = photo("astronaut_clean.png").astype(np.float32) / np.float32(255)
+    noisy = protocol_noise(clean, 50, 0, clip8=True)
+    assert np.array_equal(np.rint(noisy * 255).astype(np.uint8), photo("astronaut_noisy.png"))
+
+
+def test_bundled_model_denoises_the_sample() -> None:
+    clean, noisy = (photo(f"astronaut_{kind}.png") for kind in ("clean", "noisy"))
+    with Denoiser(ASSETS / "blind_color.onnx") as denoiser:
+        denoised = denoiser.denoise(noisy)
+    assert psnr(noisy / 255, clean / 255) < 16
+    assert psnr(denoised / 255, clean / 255) > 28
+
+
+def test_card_belongs_to_the_files_beside_it(card: dict[str, Any]) -> None:
+    assert card["sha256"] == {name: sha256(ASSETS / name) for name in ("blind_color.safetensors", "blind_color.onnx")}
+    assert SADNetConfig(**card["trained"]["config"]["model"]) == load_weights(ASSETS / "blind_color.safetensors").config
+    for key in ("training_data", "terms", "commit", "scored_on"):
+        assert card[key]
+    assert card["trained"]["step"] > 0
+    assert card["trained"]["seconds"] > 0
+
+
+def test_card_claims_no_more_than_the_licence(card: dict[str, Any]) -> None:
+    assert "non-commercial" in card["terms"]
+    assert "non-commercial" in (ASSETS / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize(
+    ("batch", "width", "height"),
+    [(1, 480, 320), (1, 481, 321), (1, 37, 53), (1, 8, 8), (1, 5, 3), (1, 1, 1), (3, 104, 72)],
+)
+def test_bundled_onnx_file_agrees_with_pytorch(batch: int, width: int, height: int) -> None:
+    noisy = photo("astronaut_noisy.png").astype(np.float32).transpose(2, 0, 1) / np.float32(255)
+    x = pad_to_multiple(np.stack([noisy[:, 50 * i : 50 * i + height, :width] for i in range(batch)]))
+    with torch.inference_mode():
+        expected = load_weights(ASSETS / "blind_color.safetensors")(torch.from_numpy(x)).numpy()
+    with OrtEngine(ASSETS / "blind_color.onnx") as engine:
+        assert np.abs(engine.run(x) - expected).max() <= 1e-4
+
+
+def test_half_arithmetic_costs_less_than_a_hundredth_of_a_decibel() -> None:
+    """In PyTorch, whose half kernels round after every layer: ONNX Runtime computes half graphs in fp32 on a CPU."""
+    noisy, clean = (
+        photo(f"astronaut_{kind}.png")[60:220, 100:340].astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+        for kind in ("noisy", "clean")
+    )
+    path = ASSETS / "blind_color.safetensors"
+    with torch.inference_mode():
+        full = load_weights(path)(torch.from_numpy(noisy)).numpy()
+        half = ExportedNetwork(load_weights(path), Precision.FP16, Io.FLOAT32).eval()(torch.from_numpy(noisy)).numpy()
+    assert 0 < np.abs(half - full).max() <= 4 / 255
+    assert abs(psnr(half, clean) - psnr(full, clean)) <= 0.01

@@ -1,0 +1,153 @@
+"""Configurations: the shipped ones load, mistakes are one line each before anything is trained."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import InputError
+from train.config import OptimizerConfig, TrainConfig, from_dict, load, override
+
+CONFIGS = Path(__file__).parents[2] / "train/configs"
+BLIND, PAPER = CONFIGS / "blind_color.toml", CONFIGS / "paper_color_sigma50.toml"
+
+
+def test_the_blind_configuration_is_what_the_bundled_model_is_trained_with() -> None:
+    config = load(BLIND)
+    assert (config.model.variant, config.model.channels) == ("paper", 3)
+    assert (config.noise.sigma_min, config.noise.sigma_max, config.noise.clip8) == (0, 75, True)
+    assert (
+        config.optimizer.rate(100_000) == config.optimizer.lr
+    )  # constant, so that it may run for as long as one likes
+
+
+def test_the_papers_configuration_is_the_papers_recipe() -> None:
+    config = load(PAPER)
+    o = config.optimizer
+    assert (config.data.batch, config.data.crop, o.loss) == (16, 128, "l2")
+    assert (o.beta1, o.beta2, o.eps, o.weight_decay) == (0.9, 0.999, 1e-8, 0)
+    assert (config.noise.sigma_min, config.noise.sigma_max) == (50, 50)
+    assert [o.rate(step) for step in (0, 199_999, 200_000, 399_999)] == [1e-4, 1e-4, 5e-5, 5e-5]
+
+
+def test_overrides_are_read_as_toml_or_as_bare_text() -> None:
+    config = load(
+        BLIND,
+        [
+            "run.steps=7",
+            "optimizer.lr=1e-3",
+            "optimizer.loss=l1",
+            'data.folders=["a b", "c"]',
+            "data.cache=/tmp/x",
+            "noise.clip8=false",
+            "run.validation_sigmas=30",
+            "run.steps = 8",
+        ],
+    )
+    assert (config.run.steps, config.optimizer.lr, config.optimizer.loss) == (8, 1e-3, "l1")
+    assert (config.data.folders, config.data.cache) == (("a b", "c"), "/tmp/x")
+    assert (config.noise.clip8, config.run.validation_sigmas) == (False, (30.0,))
+
+
+def test_overriding_leaves_the_original_alone() -> None:
+    values = {"run": {"steps": 1}}
+    assert override(values, ["run.steps=2", "data.crop=16"]) == {"run": {"steps": 2}, "data": {"crop": 16}}
+    assert values == {"run": {"steps": 1}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["run.step=5"], "no key 'step'"),
+        (["runs.steps=5"], "'runs'"),
+        (["steps=5"], "section.key=value"),
+        (["run.steps"], "section.key=value"),
+        (["run.steps=ten"], "run.steps"),
+        (["run.steps=1.5"], "run.steps"),
+        (["run.steps=true"], "run.steps"),
+        (["noise.clip8=1"], "noise.clip8"),
+        (["optimizer.lr=nan"], "optimizer.lr"),
+        (["optimizer.lr=fast"], "optimizer.lr"),
+        (["optimizer.lr=0"], "optimizer.lr"),
+        (["optimizer.loss=l3"], "l1, l2"),
+        (["optimizer.ema=1.0"], "optimizer.ema"),
+        (["optimizer.beta1=1.5"], "optimizer.beta1"),
+        (["optimizer.beta2=-0.1"], "optimizer.beta2"),
+        (["optimizer.eps=-1e-8"], "optimizer.eps"),
+        (["optimizer.weight_decay=-1.0"], "optimizer.weight_decay"),
+        (["optimizer.warmup=-1"], "optimizer.warmup"),
+        (["noise.sigma_max=1000"], "sigma_max <= 255"),
+        (["noise.sigma_min=-1"], "sigma_min"),
+        (["noise.sigma_min=50", "noise.sigma_max=10"], "sigma_min"),
+        (["run.validation_sigmas=[1000]"], "0..255"),
+        (["run.validation_sigmas=[]"], "validation_sigmas"),
+        (["run.validation_crop=-5"], "run.validation_crop"),
+        (["run.seed=-1"], "run.seed"),
+        (["run.threads=-2"], "run.threads"),
+        (["run.minutes=-1"], "run.minutes"),
+        (["run.minutes=0"], "budget"),
+        (["run.log_every=0"], "log_every"),
+        (["data.crop=60"], "multiple of 8"),
+        (["data.batch=0"], "data.batch"),
+        (["model.variant=tiny"], "paper, official"),
+        (["model.channels=true"], "model.channels"),
+        (["model.channels=3.0"], "model.channels"),
+        (["model.rsab=false"], "offset_transfer"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(overrides: Sequence[str], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(BLIND, overrides)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["run = 3", "steps = 3", "[run\nsteps = 3", "[run]\nsteps = 3\nsteps = 4", "\xff"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.encode("latin-1"))
+    for overrides in ([], ["run.minutes=1"]):
+        with pytest.raises(InputError):
+            load(path, overrides)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(InputError, match="expected a TOML configuration"):
+            load(path)
+
+
+@pytest.mark.parametrize("path", [BLIND, PAPER])
+def test_a_configuration_survives_a_checkpoint(path: Path, tmp_path: Path) -> None:
+    config = load(path, ["run.validation_sigmas=[1.5, 2]", 'data.folders=["x"]'])
+    torch.save({"config": config.as_dict()}, tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert from_dict(state["config"], "c.pt") == config
+
+
+def test_the_defaults_are_a_configuration() -> None:
+    assert from_dict(TrainConfig().as_dict() | {"run": {"steps": 1}}, "x") == from_dict({"run": {"steps": 1}}, "y")
+
+
+def test_the_rate_rises_in_a_line_over_the_warmup() -> None:
+    o = OptimizerConfig(lr=1.0, warmup=4)
+    assert [o.rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert OptimizerConfig(lr=1.0, warmup=0).rate(0) == 1
+
+
+def test_the_rate_is_halved_once() -> None:
+    o = OptimizerConfig(lr=1.0, warmup=0, halve_after=3)
+    assert [o.rate(step) for step in (2, 3, 6, 100)] == [1, 0.5, 0.5, 0.5]
+
+
+def test_the_decay_is_a_cosine_down_to_one_percent() -> None:
+    o = OptimizerConfig(lr=1.0, warmup=0, decay_from=10, decay_steps=8)
+    rates = [o.rate(step) for step in range(20)]
+    assert rates[:10] == [1] * 10
+    for done in range(1, 9):
+        assert rates[9 + done] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * done / 8)) / 2)
+    assert rates[13] == pytest.approx(0.505)
+    assert rates[17:] == pytest.approx([0.01] * 3)
+    assert all(later < earlier for earlier, later in zip(rates[9:17], rates[10:18], strict=True))

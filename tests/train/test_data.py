@@ -1,0 +1,260 @@
+"""Banks of images of every size and kind, and crops that depend on seed, step and sample alone."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from common.errors import InputError, OutputError, SadnetError
+from train import data
+from train.config import DataConfig, NoiseConfig
+from train.data import Bank, Draw, Sampler, find_images, open_bank, split
+
+Pixels = NDArray[Any]
+
+
+def noise(*shape: int, seed: int = 0, dtype: Any = np.uint8) -> Pixels:
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, top, shape, dtype=dtype, endpoint=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of all modes; OpenCV writes BGR."""
+    root = tmp_path / "photos"
+    (root / "deeper").mkdir(parents=True)
+    for name, pixels in {
+        "rgb.png": noise(20, 30, 3),
+        "gray.png": noise(17, 19, seed=1),
+        "rgba.png": noise(16, 16, 4, seed=2),
+        "deep.png": noise(18, 16, 3, seed=3, dtype=np.uint16),
+        "photo.JPG": np.full((24, 24, 3), 90, np.uint8),
+        "deeper/small.png": noise(3, 5, 3, seed=4),
+    }.items():
+        assert cv2.imwrite(str(root / name), pixels)
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def by_name(bank: Bank) -> dict[str, Pixels]:
+    return {name: bank[i] for i, name in enumerate(bank.names)}
+
+
+def test_images_of_every_mode_become_8_bit_rgb(folder: Path, tmp_path: Path) -> None:
+    paths = find_images([folder])
+    reports: list[tuple[int, int]] = []
+    bank = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank", report=lambda *r: reports.append(r))
+    images = by_name(bank)
+    assert set(images) == {"rgb.png", "gray.png", "rgba.png", "deep.png", "photo.JPG", "small.png"}
+    assert np.array_equal(images["rgb.png"], noise(20, 30, 3)[..., ::-1])
+    assert np.array_equal(images["gray.png"], np.repeat(noise(17, 19, seed=1)[..., None], 3, 2))
+    assert np.array_equal(images["rgba.png"], noise(16, 16, 4, seed=2)[..., 2::-1])
+    deep = np.rint(noise(18, 16, 3, seed=3, dtype=np.uint16)[..., ::-1] / 257).astype(np.uint8)
+    assert np.array_equal(images["deep.png"], deep)
+    assert np.abs(images["photo.JPG"].astype(int) - 90).max() <= 2
+    small = noise(3, 5, 3, seed=4)[..., ::-1]
+    assert np.array_equal(images["small.png"], np.pad(small, ((0, 13), (0, 11), (0, 0)), mode="reflect"))
+    assert [done for done, _ in reports] == [1, 2, 3, 4, 5, 6]
+
+
+def test_gray_banks_hold_one_channel(folder: Path, tmp_path: Path) -> None:
+    bank = open_bank([folder / "gray.png", folder / "rgb.png"], channels=1, least=8, cache=tmp_path / "bank")
+    assert bank.shapes == ((17, 19, 1), (20, 30, 1))
+    assert np.array_equal(bank[0][..., 0], noise(17, 19, seed=1))
+    luma = noise(20, 30, 3)[..., ::-1] @ [0.299, 0.587, 0.114]
+    assert np.abs(bank[1][..., 0] - luma).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+def test_images_of_a_single_row_are_extended_too(tmp_path: Path, size: tuple[int, int]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), noise(*size, 3))
+    bank = open_bank([tmp_path / "a.png"], channels=3, least=16, cache=tmp_path / "bank")
+    assert bank.shapes[0] == (max(16, size[0]), max(16, size[1]), 3)
+
+
+def test_a_bank_is_decoded_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = find_images([folder])
+    first = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_picture", lambda path: pytest.fail(f"{path} was decoded again"))
+        again = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank")
+    assert again.names == first.names
+    assert np.array_equal(again.pixels, first.pixels)
+
+
+def test_a_bank_is_made_anew_where_anything_differs(folder: Path, tmp_path: Path) -> None:
+    def opened(least: int = 16, channels: int = 3, paths: list[Path] | None = None) -> int:
+        open_bank(paths or find_images([folder]), channels=channels, least=least, cache=tmp_path / "bank")
+        return len(list((tmp_path / "bank").glob("*.u8")))
+
+    assert opened() == 1
+    assert opened(least=24) == 2
+    assert opened(channels=1) == 3
+    assert opened(paths=find_images([folder])[1:]) == 4
+    cv2.imwrite(str(folder / "rgb.png"), noise(20, 30, 3, seed=9))
+    assert opened() == 5
+    bank = open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+    assert np.array_equal(by_name(bank)["rgb.png"], noise(20, 30, 3, seed=9)[..., ::-1])
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device"), InputError("x")])
+def test_an_interrupted_decoding_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    read, seen = data.read_picture, []
+
+    def fail_at_the_third(path: Path) -> Any:
+        seen.append(path)
+        if len(seen) == 3:
+            raise fault
+        return read(path)
+
+    monkeypatch.setattr(data, "read_picture", fail_at_the_third)
+    expected = OutputError if isinstance(fault, OSError) else type(fault)
+    with pytest.raises(expected):
+        open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+    assert os.listdir(tmp_path / "bank") == []  # noqa: PTH208 (hidden files count)
+
+
+def test_a_bank_that_lost_pixels_says_so(folder: Path, tmp_path: Path) -> None:
+    open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+    for file in (tmp_path / "bank").glob("*.u8"):
+        os.truncate(file, 100)
+    with pytest.raises(SadnetError, match="delete .*bank to rebuild"):
+        open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.png").write_text("x")
+    for place, message in (("empty", "found none"), ("none", "found nothing"), ("file.png", "found a file")):
+        with pytest.raises(InputError, match=message):
+            find_images([tmp_path / place])
+    with pytest.raises(InputError, match="--data"):
+        find_images([])
+
+
+def test_a_text_file_named_png_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    (folder / "fake.png").write_text("this is no image")
+    with pytest.raises(InputError, match=r"fake\.png"):
+        open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+
+
+def test_listed_names_are_held_out_wherever_they_lie(tmp_path: Path) -> None:
+    holdout = tmp_path / "list.txt"
+    holdout.write_text("b.png\nd.png\nabsent.png\n")
+    paths = [Path(p) for p in ("x/a.png", "x/b.png", "y/c.png", "y/d.png")]
+    training, validation = split(paths, holdout)
+    assert [p.name for p in training] == ["a.png", "c.png"]
+    assert [p.name for p in validation] == ["b.png", "d.png"]
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (20, 1), (21, 2), (400, 20), (1001, 20)])
+def test_without_a_listed_name_one_in_twenty_is_held_out_and_twenty_at_most(
+    tmp_path: Path, count: int, held: int
+) -> None:
+    (tmp_path / "list.txt").write_text("absent.png")
+    paths = [Path(f"{i:04}.png") for i in range(count)]
+    training, validation = split(paths, tmp_path / "list.txt")
+    assert len(validation) == held
+    assert sorted(training + validation) == paths
+
+
+def test_too_few_images_and_a_missing_list_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png")
+    with pytest.raises(InputError, match="names every image"):
+        split([Path("a.png")], tmp_path / "list.txt")
+    with pytest.raises(InputError, match="at least 2"):
+        split([Path("b.png")], tmp_path / "list.txt")
+    with pytest.raises(InputError, match=r"none\.txt"):
+        split([Path("a.png")], tmp_path / "none.txt")
+
+
+# --- Sampler ---------------------------------------------------------------------------------------------------------
+
+
+def make_bank(*shapes: tuple[int, int]) -> Bank:
+    full = tuple((*shape, 3) for shape in shapes)
+    return Bank(tuple(map(str, full)), full, noise(sum(h * w * 3 for h, w, _ in full)))
+
+
+@pytest.fixture
+def sampler() -> Callable[..., Sampler]:
+    def make(bank: Bank | None = None, batch: int = 4, seed: int = 0, crop: int = 16, **of_noise: Any) -> Sampler:
+        settings = DataConfig(crop=crop, batch=batch)
+        return Sampler(bank or make_bank((20, 33), (16, 40)), settings, NoiseConfig(**of_noise), seed)
+
+    return make
+
+
+def test_a_sample_depends_on_seed_step_and_number_alone(sampler: Callable[..., Sampler]) -> None:
+    one, other = sampler(batch=2), sampler(batch=8)
+    other.crops(5)
+    assert one.crops(3)[0] == other.crops(3)[0][:2]
+    assert [one.draw(3, i) for i in (1, 0)] == [other.draw(3, i) for i in (1, 0)]
+    draws = {one.draw(step, i).noise_seed for step in range(20) for i in range(4)}
+    assert len(draws) == 80
+    assert sampler(seed=1).draw(3, 0) != one.draw(3, 0)
+
+
+def test_a_crop_is_the_images_region_it_says(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(batch=16)
+    draws, crops = s.crops(0)
+    assert crops.shape == (16, 16, 16, 3)
+    for d, crop in zip(draws, crops.numpy(), strict=True):
+        assert np.array_equal(crop, s.bank[d.image][d.top :, d.left :][:16, :16])
+    assert {d.image for d in draws} == {0, 1}
+
+
+def test_crops_reach_every_border_and_sigmas_the_whole_range(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(make_bank((18, 20)), sigma_min=10.0, sigma_max=20.0)
+    draws = [s.draw(step, 0) for step in range(400)]
+    assert {(d.top, d.left) for d in draws} == {(t, left) for t in range(3) for left in range(5)}
+    sigmas = [d.sigma for d in draws]
+    assert 10 <= min(sigmas) < 10.2
+    assert 19.8 < max(sigmas) <= 20
+    fixed = sampler(sigma_min=50.0, sigma_max=50.0)
+    assert {fixed.draw(step, 0).sigma for step in range(9)} == {50.0}
+
+
+def test_an_image_no_larger_than_the_crop_is_all_of_it(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(make_bank((16, 16)))
+    assert {(s.draw(step, 0).top, s.draw(step, 0).left) for step in range(30)} == {(0, 0)}
+
+
+def test_images_are_drawn_in_proportion_to_their_size(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(make_bank((16, 16), (48, 48), (16, 96)))
+    counts = Counter(s.draw(step, 0).image for step in range(4000))
+    shares = [counts[i] / 4000 for i in range(3)]
+    assert shares == pytest.approx([1 / 16, 9 / 16, 6 / 16], abs=0.03)
+
+
+def test_all_eight_transforms_occur_and_differ(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(make_bank((16, 16)), clip8=False)
+    assert {s.draw(step, 0).transform for step in range(200)} == set(range(8))
+    crop = torch.from_numpy(s.bank[0].copy())
+    draws = [Draw(0, 0, 0, transform, sigma=0.0, noise_seed=1) for transform in range(8)]
+    noisy, clean = s.batch(draws, crop.expand(8, 16, 16, 3))
+    assert torch.equal(noisy, clean)
+    assert (clean.shape, clean.dtype) == ((8, 3, 16, 16), torch.float32)
+    image = s.bank[0].transpose(2, 0, 1)
+    turned = [np.rot90(image, turns, (1, 2)) for turns in range(4)]
+    expected = {np.rint(a).astype(np.uint8).tobytes() for t in turned for a in (t, t[:, :, ::-1])}
+    assert {(c * 255).round().byte().numpy().tobytes() for c in clean} == expected
+    assert len(expected) == 8
+
+
+def test_batches_are_noisy_as_the_configuration_says(sampler: Callable[..., Sampler]) -> None:
+    for clip8 in (True, False):
+        s = sampler(make_bank((64, 64)), crop=64, batch=2, sigma_min=30.0, sigma_max=30.0, clip8=clip8)
+        noisy, clean = s.batch(*s.crops(0))
+        assert torch.equal(noisy * 255, (noisy * 255).round()) == clip8
+        if not clip8:
+            assert ((noisy - clean) * 255).std().item() == pytest.approx(30, rel=0.03)

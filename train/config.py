@@ -1,0 +1,219 @@
+"""What a training run is: a TOML file's sections as dataclasses, with `--set section.key=value` on top."""
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from common.errors import InputError
+from train.sadnet import SADNetConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the clean images are and what a batch is made of.
+
+    `holdout` names a text file of file names that validation uses and training never sees; where none of them is in
+    `folders`, one image in twenty is held out.
+    """
+
+    folders: tuple[str, ...] = ()
+    holdout: str = "train/splits/bsds500_validation.txt"
+    cache: str = "runs/banks"
+    crop: int = 128
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """White Gaussian noise, sigma on the scale 0 to 255, uniform in [sigma_min, sigma_max] for each sample.
+
+    `clip8` clips and rounds the noisy image to 8 bits, as a user's file is; without it the noise is the literature's.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float = 75.0
+    clip8: bool = True
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (AdamW where weight_decay > 0) and the learning rate as a function of the step.
+
+    warmup       steps of linear rise from 0
+    halve_after  the rate is halved once, after this many steps (the paper's recipe); 0: never
+    decay_from, decay_steps
+                 cosine from the rate at step decay_from to 1 % of it, over decay_steps; 0 steps: no decay. Set by
+                 `run.py --decay`.
+    clip_norm    largest norm of the gradient; 0: not clipped
+    ema          decay of the moving average of the weights, which is what is validated and released; 0: none
+    """
+
+    loss: Literal["l1", "l2"] = "l2"
+    lr: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 500
+    halve_after: int = 0
+    decay_from: int = 0
+    decay_steps: int = 0
+    clip_norm: float = 0.5
+    ema: float = 0.999
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+        if self.halve_after and step >= self.halve_after:
+            rate /= 2
+        if self.decay_steps and step >= self.decay_from:
+            done = min(1.0, (step - self.decay_from + 1) / self.decay_steps)
+            rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+        return rate
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Budget and bookkeeping. Either budget ends the run; 0 means none of that kind.
+
+    steps               counted from the run's first step, over all its resumptions
+    minutes             of this process
+    precision           `fp32`, `bf16` or `fp16` (the last on CUDA only) autocast; `auto`: bf16
+    threads             CPU threads; 0: PyTorch's choice
+    validate_every, log_every, checkpoint_every
+                        in steps, steps and seconds
+    validation_sigmas, validation_crop
+                        held-out images, their central crop of this many pixels a side (0: whole), noise clipped or
+                        not as in training
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: int = 0
+    log_every: int = 100
+    validate_every: int = 2000
+    validation_sigmas: tuple[float, ...] = (25.0, 50.0)
+    validation_crop: int = 256
+    checkpoint_every: float = 55.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run, whole; stored in every checkpoint."""
+
+    model: SADNetConfig = field(default_factory=SADNetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested values; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+
+def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
+    """A checked configuration from nested values; `source` names them in InputError's text."""
+    sections: dict[str, Any] = {}
+    kinds = get_type_hints(TrainConfig)
+    for name, section in values.items():
+        if name not in kinds or not isinstance(section, dict):
+            raise InputError(f"{source}: expected the sections {', '.join(kinds)}, found {name!r}")
+        hints = get_type_hints(kinds[name])
+        for key in section:
+            if key not in hints:
+                raise InputError(f"{source}: [{name}] has no key {key!r}; it has {', '.join(hints)}")
+        checked = {key: _checked(f"{source}: {name}.{key}", hints[key], value) for key, value in section.items()}
+        try:
+            sections[name] = kinds[name](**checked)
+        except ValueError as error:
+            raise InputError(f"{source}: [{name}]: {error}") from error
+    return _check_ranges(TrainConfig(**sections), source)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML file and apply `section.key=value` overrides, whose values are read as TOML (or as bare text)."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: expected a TOML configuration, found: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a TOML configuration, found: {error}") from error
+    return from_dict(override(values, overrides), str(path))
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested `values` with each `section.key=value` applied."""
+    result = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    for text in overrides:
+        name, separator, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not separator or not dot:
+            raise InputError(f"--set {text}: expected section.key=value, such as run.steps=1000")
+        try:
+            parsed = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        target = result.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise InputError(f"--set {text}: expected a section named {section}, found the value {target!r}")
+        target[key] = parsed
+    return result
+
+
+def _checked(where: str, hint: Any, value: Any) -> Any:
+    """`value` as the type that `hint` names, or InputError: a config's mistake shows before hours of training."""
+    if get_origin(hint) is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in get_args(hint)):  # True == 1
+            raise InputError(f"{where}: expected one of {', '.join(map(str, get_args(hint)))}, found {value!r}")
+        return value
+    if get_origin(hint) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_checked(where, get_args(hint)[0], v) for v in values)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and number and math.isfinite(value):
+        return float(value)
+    if hint is float or type(value) is not hint:
+        raise InputError(f"{where}: expected a value of type {hint.__name__}, found {value!r}")
+    return value
+
+
+def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
+    data, noise, optimizer, run = config.data, config.noise, config.optimizer, config.run
+    for good, text in (
+        (data.crop >= 8 and data.crop % 8 == 0, f"data.crop: expected a multiple of 8, found {data.crop}"),
+        (data.batch >= 1, f"data.batch: expected at least 1, found {data.batch}"),
+        (
+            0 <= noise.sigma_min <= noise.sigma_max <= 255,
+            f"noise: expected 0 <= sigma_min <= sigma_max <= 255, found {noise.sigma_min} and {noise.sigma_max}",
+        ),
+        (optimizer.lr > 0, f"optimizer.lr: expected more than 0, found {optimizer.lr}"),
+        *(
+            (0 <= value < 1, f"optimizer.{name}: expected 0 <= {name} < 1, found {value}")
+            for name, value in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2), ("ema", optimizer.ema))
+        ),
+        *(
+            (getattr(section, name) >= 0, f"{where}.{name}: expected no negative value, found {getattr(section, name)}")
+            for where, section, names in (
+                ("optimizer", optimizer, "eps weight_decay warmup halve_after decay_from decay_steps clip_norm"),
+                ("run", run, "steps minutes seed threads validation_crop checkpoint_every"),
+            )
+            for name in names.split()
+        ),
+        (run.steps > 0 or run.minutes > 0, "run: expected a budget: set run.steps or run.minutes"),
+        (run.log_every > 0 and run.validate_every > 0, "run: expected log_every and validate_every of at least 1"),
+        (len(run.validation_sigmas) > 0, "run.validation_sigmas: expected at least one"),
+        (
+            all(0 <= sigma <= 255 for sigma in run.validation_sigmas),
+            f"run.validation_sigmas: expected values in 0..255, found {run.validation_sigmas}",
+        ),
+    ):
+        if not good:
+            raise InputError(f"{source}: {text}")
+    return config
