@@ -1,11 +1,12 @@
 # make demo       a fresh clone to a denoised sample photo, on a CPU
 # make test       format, lint, types and all tests that need no GPU
 # make test-slow  the minutes-long tests
+# make dev        what training, export and the tests need, into .venv
 
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow dev check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/cpu.stamp
@@ -16,6 +17,8 @@ test: check
 
 test-slow: .venv/dev.stamp
 	.venv/bin/pytest -m slow
+
+dev: .venv/dev.stamp
 
 check: .venv/dev.stamp
 	.venv/bin/ruff format --check .

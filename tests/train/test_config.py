@@ -1,5 +1,6 @@
 """Configurations: the shipped ones load, mistakes are one line each before anything is trained."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,4 +151,4 @@ def test_the_decay_is_a_cosine_down_to_one_percent() -> None:
         assert rates[9 + done] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * done / 8)) / 2)
     assert rates[13] == pytest.approx(0.505)
     assert rates[17:] == pytest.approx([0.01] * 3)
-    assert all(later < earlier for earlier, later in zip(rates[9:17], rates[10:18], strict=True))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[9:18]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from common import images
 from common.errors import InputError, OutputError, SadnetError
 from train import data
 from train.config import DataConfig, NoiseConfig
@@ -51,16 +52,16 @@ def test_images_of_every_mode_become_8_bit_rgb(folder: Path, tmp_path: Path) -> 
     paths = find_images([folder])
     reports: list[tuple[int, int]] = []
     bank = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank", report=lambda *r: reports.append(r))
-    images = by_name(bank)
-    assert set(images) == {"rgb.png", "gray.png", "rgba.png", "deep.png", "photo.JPG", "small.png"}
-    assert np.array_equal(images["rgb.png"], noise(20, 30, 3)[..., ::-1])
-    assert np.array_equal(images["gray.png"], np.repeat(noise(17, 19, seed=1)[..., None], 3, 2))
-    assert np.array_equal(images["rgba.png"], noise(16, 16, 4, seed=2)[..., 2::-1])
+    found = by_name(bank)
+    assert set(found) == {"rgb.png", "gray.png", "rgba.png", "deep.png", "photo.JPG", "small.png"}
+    assert np.array_equal(found["rgb.png"], noise(20, 30, 3)[..., ::-1])
+    assert np.array_equal(found["gray.png"], np.repeat(noise(17, 19, seed=1)[..., None], 3, 2))
+    assert np.array_equal(found["rgba.png"], noise(16, 16, 4, seed=2)[..., 2::-1])
     deep = np.rint(noise(18, 16, 3, seed=3, dtype=np.uint16)[..., ::-1] / 257).astype(np.uint8)
-    assert np.array_equal(images["deep.png"], deep)
-    assert np.abs(images["photo.JPG"].astype(int) - 90).max() <= 2
+    assert np.array_equal(found["deep.png"], deep)
+    assert np.abs(found["photo.JPG"].astype(int) - 90).max() <= 2
     small = noise(3, 5, 3, seed=4)[..., ::-1]
-    assert np.array_equal(images["small.png"], np.pad(small, ((0, 13), (0, 11), (0, 0)), mode="reflect"))
+    assert np.array_equal(found["small.png"], np.pad(small, ((0, 13), (0, 11), (0, 0)), mode="reflect"))
     assert [done for done, _ in reports] == [1, 2, 3, 4, 5, 6]
 
 
@@ -108,13 +109,13 @@ def test_a_bank_is_made_anew_where_anything_differs(folder: Path, tmp_path: Path
 def test_an_interrupted_decoding_leaves_nothing_behind(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
 ) -> None:
-    read, seen = data.read_picture, []
+    seen: list[Path] = []
 
     def fail_at_the_third(path: Path) -> Any:
         seen.append(path)
         if len(seen) == 3:
             raise fault
-        return read(path)
+        return images.read_picture(path)
 
     monkeypatch.setattr(data, "read_picture", fail_at_the_third)
     expected = OutputError if isinstance(fault, OSError) else type(fault)
@@ -127,7 +128,7 @@ def test_a_bank_that_lost_pixels_says_so(folder: Path, tmp_path: Path) -> None:
     open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
     for file in (tmp_path / "bank").glob("*.u8"):
         os.truncate(file, 100)
-    with pytest.raises(SadnetError, match="delete .*bank to rebuild"):
+    with pytest.raises(SadnetError, match=r"delete .*bank to rebuild"):
         open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import deform_conv2d
 
 from common.errors import ModelError
 from train.sadnet import ContextBlock, SADNet, SADNetConfig
@@ -59,6 +61,54 @@ def randomised(**config: Any) -> SADNet:
         if "conv_offset_mask" in name or name.startswith("out."):
             torch.nn.init.normal_(parameter, 0, 0.05)
     return network
+
+
+def spelled_out(p: dict[str, Tensor], image: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    """The whole network as the paper and the released code have it, without a line of ours; p: a state dict."""
+
+    def conv(name: str, x: Tensor, **how: int) -> Tensor:
+        return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], **how)
+
+    def bent(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.2 * x)
+
+    x, skips = conv("res1.conv0", image), []
+    for scale in (1, 2, 3, 4):
+        x = x + conv(f"res{scale}.conv2", bent(conv(f"res{scale}.conv1", x, padding=1)), padding=1)
+        if scale < 4:
+            skips.append(x)
+            x = bent(conv(f"down{scale}", x, stride=2))
+    reduced = conv("context.conv0", x)
+    wide = [bent(conv(f"context.conv{i}", reduced, padding=d, dilation=d)) for i, d in enumerate(dilations, 1)]
+    x = x + conv("context.fusion", torch.cat(wide, 1))
+    coarser: Tensor | None = None
+    for scale in (4, 3, 2, 1):
+        if scale < 4:
+            up = F.conv_transpose2d(x, p[f"up{scale}.weight"], p[f"up{scale}.bias"], stride=2)
+            x = conv(f"dconv{scale}_1", torch.cat((up, skips[scale - 1]), 1))
+        features = bent(conv(f"offset{scale}.offset_conv1", x, padding=1))
+        if coarser is not None:
+            finer = 2 * F.interpolate(coarser, size=x.shape[2:], mode="bilinear", align_corners=False)
+            features = bent(conv(f"offset{scale}.offset_conv2", torch.cat((features, finer), 1), padding=1))
+        coarser = bent(conv(f"offset{scale}.offset_conv3", features, padding=1))
+        pack = f"dres{scale}.dcnpack"
+        y_and_x, y_and_x_too, mask = conv(f"{pack}.conv_offset_mask", coarser, padding=1).chunk(3, 1)
+        offset = torch.cat((y_and_x, y_and_x_too), 1)
+        weight, bias = p[f"{pack}.weight"], p[f"{pack}.bias"]
+        moved: Tensor = deform_conv2d(x, offset, weight, bias, padding=1, mask=mask.sigmoid())
+        x = x + conv(f"dres{scale}.conv1", bent(moved), padding=1)
+    return image + conv("out", x, padding=p["out.weight"].shape[-1] // 2)
+
+
+@pytest.mark.parametrize("size", [(24, 16), (8, 8)])
+def test_the_forward_pass_is_the_papers_and_the_released_codes(size: tuple[int, int]) -> None:
+    for variant, dilations in (("official", (1, 2, 3, 4)), ("paper", (1, 2, 4, 8))):
+        network = randomised(variant=variant).double()
+        x = torch.rand(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            y = network(x)
+            assert (y - spelled_out(network.state_dict(), x, dilations)).abs().max() < 1e-10
+            assert (y - x).abs().max() > 0.01
 
 
 def test_the_variants_have_the_known_numbers_of_parameters() -> None:

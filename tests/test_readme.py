@@ -1,0 +1,97 @@
+"""What the README says is so: its commands run as written, its figures are the model card's and the result files'."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+PYTHON = [command for command in COMMANDS if command.startswith("python ")]
+SHORT = {"train/run.py": ["--set", "run.threads=1", "data.crop=32", "run.validation_crop=32", "run.log_every=1"]}
+"""Training is cut to two steps; everything else runs to the letter."""
+
+
+def test_every_command_is_known_to_this_test() -> None:
+    assert set(COMMANDS) - set(PYTHON) == {"make demo", "make test", "make dev", "source .venv/bin/activate"}
+    assert len(PYTHON) >= 8
+
+
+def test_make_targets_exist() -> None:
+    for target in ("demo", "test", "dev"):
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_commands_run_as_written(tmp_path: Path) -> None:
+    """One after the other in a folder like a checkout, with two photos in it."""
+    for name in ("assets", "common", "export", "plugins", "runtime", "train", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("photos/a.png", "photos/b.png", "photos/c.png", "photo.jpg"):
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (48, 56, 3), np.uint8))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for command in PYTHON:
+        script, *arguments = shlex.split(command)[1:]
+        if script == "train/run.py":
+            steps = {"--config": 2, "--resume": 4, "--decay": 2}[arguments[0]]
+            arguments = [*_without(arguments, "--minutes", "--steps"), "--steps", str(steps)]
+            arguments += [f for value in SHORT[script][1:] for f in ("--set", value)]
+        result = subprocess.run(
+            [sys.executable, script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+    for made in ("photo_denoised.jpg", "clean/a.png", "runs/release/weights.safetensors", "sadnet.onnx", "clean.jpg"):
+        assert (tmp_path / made).exists(), made
+
+
+def test_quality_table_is_the_model_cards() -> None:
+    scores = json.loads((ROOT / "assets" / "blind_color.json").read_text())["scores"]
+    assert len(scores) >= 10
+    for score in scores:
+        row = next(line for line in README.splitlines() if line.startswith(f"| {score['set']} | this model"))
+        assert f"{score['psnr']:.2f} / {score['ssim']:.3f}" in row
+
+
+def test_benchmark_table_is_the_result_files() -> None:
+    line = (ROOT / "docs" / "results" / "benchmark_cpu.jsonl").read_text().splitlines()[-1]
+    for row in json.loads(line)["rows"]:
+        assert f"| {row['median_ms']:.0f} |" in README
+
+
+def test_pictures_and_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def _without(arguments: list[str], *options: str) -> list[str]:
+    out, skip = [], False
+    for argument in arguments:
+        if skip or argument in options:
+            skip = not skip
+        else:
+            out.append(argument)
+    return out
+
+
+@pytest.mark.parametrize("script", sorted({shlex.split(c)[1] for c in PYTHON}))
+def test_help_tells_every_option(script: str) -> None:
+    result = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"}
+    )
+    assert result.returncode == 0
+    for line in result.stdout.splitlines():
+        if line.strip().startswith("--"):
+            assert len(line.split()) >= 3, f"{script}: {line.strip()} says nothing of itself"

@@ -1,0 +1,166 @@
+"""A run that stops, by whatever, goes on as if it had not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.loop import Trainer
+
+Train = Callable[..., int]
+Logged = Callable[..., dict[int, float]]
+State = Callable[[Path], dict[str, Any]]
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from common import cli, files
+from train.loop import Trainer
+from train.run import app
+
+save = Trainer.save
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_or_die(self):
+    if self.step == 4:
+        files._publish = die
+    save(self)
+
+Trainer.save = save_or_die
+cli.run(app, several=("--data",), argv=sys.argv[1:])
+"""
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Nested states, to the last bit."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
+
+
+def assert_same_run(folder: Path, other: Path, logged: Logged, state: State) -> None:
+    assert logged(folder) == logged(other)
+    ours, theirs = state(folder), state(other)
+    for part in ("network", "ema", "optimizer", "step"):
+        assert_equal(ours[part], theirs[part])
+
+
+def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_another(
+    config: Path, uninterrupted: Path, tmp_path: Path, train: Train, logged: Logged, state: State
+) -> None:
+    assert train("--config", config, "--output", tmp_path / "again") == 0
+    assert_same_run(tmp_path / "again", uninterrupted, logged, state)
+    assert train("--config", config, "--output", tmp_path / "other", "--steps", 1, "--set", "run.seed=1") == 0
+    assert logged(tmp_path / "other")[1] != logged(uninterrupted)[1]
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(
+    halfway: Path, uninterrupted: Path, tmp_path: Path, train: Train, logged: Logged, state: State
+) -> None:
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    assert state(folder)["step"] == 3
+    assert train("--resume", folder, "--set", "run.steps=6") == 0
+    assert_same_run(folder, uninterrupted, logged, state)
+
+
+def test_it_is_one_in_bf16_too(config: Path, tmp_path: Path, train: Train, logged: Logged, state: State) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    bf16 = ("--set", "run.precision=bf16")
+    assert train("--config", config, "--output", whole, "--steps", 4, *bf16) == 0
+    assert train("--config", config, "--output", parts, "--steps", 2, *bf16) == 0
+    assert train("--resume", parts, "--steps", 4) == 0
+    assert_same_run(parts, whole, logged, state)
+
+
+def test_the_first_log_after_a_resumption_counts_the_steps_before_it(
+    config: Path, tmp_path: Path, train: Train, logged: Logged, uninterrupted: Path
+) -> None:
+    assert train("--config", config, "--output", tmp_path / "a", "--steps", 3, "--set", "run.log_every=2") == 0
+    assert train("--resume", tmp_path / "a", "--steps", 4) == 0
+    each = logged(uninterrupted)
+    assert logged(tmp_path / "a") == pytest.approx({2: (each[1] + each[2]) / 2, 4: (each[3] + each[4]) / 2}, rel=1e-6)
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
+    config: Path, uninterrupted: Path, tmp_path: Path, train: Train, logged: Logged, state: State
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--config", str(config), "--output", str(folder), "--set", "run.checkpoint_every=0"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_SAVING, *arguments],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert state(folder)["step"] == 3
+    assert max(logged(folder)) == 4
+    with open(folder / "log.jsonl", "a") as log:
+        log.write('{"step": 5, "lo')  # as a kill may leave it
+    assert train("--resume", folder) == 0
+    assert_same_run(folder, uninterrupted, logged, state)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_exits_with_130(
+    config: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    train: Train,
+    logged: Logged,
+    state: State,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    step, handler = Trainer._train_step, signal.getsignal(number)
+
+    def interrupted(self: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        if self.step == 1:
+            signal.raise_signal(number)
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        assert train("--config", config, "--output", tmp_path / "run") == 130
+    assert signal.getsignal(number) is handler
+    assert state(tmp_path / "run")["step"] == 2
+    assert train("--resume", tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", uninterrupted, logged, state)
+
+
+def test_a_run_without_a_checkpoint_begins_again_with_an_empty_log(
+    config: Path, tmp_path: Path, train: Train, logged: Logged
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "loss": 7.0}\n')
+    assert train("--config", config, "--output", tmp_path / "run", "--steps", 1) == 0
+    assert logged(tmp_path / "run").keys() == {1}
+    assert logged(tmp_path / "run")[1] < 1
+
+
+def test_settings_changed_on_resumption_count(halfway: Path, tmp_path: Path, train: Train, state: State) -> None:
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    changes = ["optimizer.beta2=0.5", "optimizer.eps=1e-6", "optimizer.lr=2e-3", "run.steps=4"]
+    assert train("--resume", folder, *(word for change in changes for word in ("--set", change))) == 0
+    group = state(folder)["optimizer"]["param_groups"][0]
+    assert (state(folder)["step"], group["betas"], group["eps"], group["lr"]) == (4, (0.9, 0.5), 1e-6, 2e-3)
+    assert state(folder)["config"]["optimizer"]["beta2"] == 0.5
