@@ -1,1 +1,2 @@
-"""The floor every folder stands on: errors, command lines, files, pictures and padding. Imports none of the others."""
+"""The floor every folder stands on: errors, command lines, files, pictures, padding and
+metrics. Imports none of the others."""

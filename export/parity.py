@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from common.errors import DependencyError, ModelError
 from common.images import read_picture, rgb8
+from common.metrics import psnr
 from common.padding import pad_to_multiple
-from train.metrics import psnr
 from train.sadnet import SADNet
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

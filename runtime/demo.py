@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common.cli import application, run
 from common.errors import InputError
 from common.images import Picture, read_picture, rgb8, write_picture
+from common.metrics import psnr
 from runtime.denoiser import Denoiser
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -44,15 +45,9 @@ def demo(
     write_picture(output / "denoised.png", Picture(after), overwrite=True)
     write_picture(output / "side_by_side.jpg", Picture(_side_by_side(pictures)), overwrite=True)
     print(f"denoised {_size(before)} in {ended - loaded:.2f} s")
-    print(f"PSNR noisy    {psnr(before, original):6.2f} dB")
-    print(f"PSNR denoised {psnr(after, original):6.2f} dB")
+    print(f"PSNR noisy    {psnr(before / 255, original / 255):6.2f} dB")
+    print(f"PSNR denoised {psnr(after / 255, original / 255):6.2f} dB")
     print(f"wrote {output / 'denoised.png'} and {output / 'side_by_side.jpg'}")
-
-
-def psnr(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB over all samples of two 8-bit pictures; infinite where they are equal."""
-    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def _side_by_side(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -10,11 +10,11 @@ import torch
 
 from common.files import sha256
 from common.images import read_picture
+from common.metrics import psnr
 from common.padding import pad_to_multiple
 from export.to_onnx import ExportedNetwork, Io, Precision
 from runtime.denoiser import Denoiser
 from runtime.engines.ort import OrtEngine
-from train.metrics import psnr
 from train.noise import protocol_noise
 from train.sadnet import SADNetConfig
 from train.weights import load_weights

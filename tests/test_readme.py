@@ -50,7 +50,12 @@ def test_commands_run_as_written(tmp_path: Path) -> None:
             arguments = [*_without(arguments, "--minutes", "--steps"), "--steps", str(steps)]
             arguments += [f for value in SHORT[script][1:] for f in ("--set", value)]
         result = subprocess.run(
-            [sys.executable, script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, script, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
     for made in ("photo_denoised.jpg", "clean/a.png", "runs/release/weights.safetensors", "sadnet.onnx", "clean.jpg"):
@@ -89,7 +94,12 @@ def _without(arguments: list[str], *options: str) -> list[str]:
 @pytest.mark.parametrize("script", sorted({shlex.split(c)[1] for c in PYTHON}))
 def test_help_tells_every_option(script: str) -> None:
     result = subprocess.run(
-        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"}
+        [sys.executable, script, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
     )
     assert result.returncode == 0
     for line in result.stdout.splitlines():

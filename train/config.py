@@ -16,8 +16,8 @@ from train.sadnet import SADNetConfig
 class DataConfig:
     """Where the clean images are and what a batch is made of.
 
-    `holdout` names a text file of file names that validation uses and training never sees; where none of them is in
-    `folders`, one image in twenty is held out.
+    `holdout` (a path from the checkout) is a text file of file names that validation uses and training never sees;
+    where none of them is in `folders`, one image in twenty is held out. `cache` is where decoded images are kept.
     """
 
     folders: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class OptimizerConfig:
     halve_after  the rate is halved once, after this many steps (the paper's recipe); 0: never
     decay_from, decay_steps
                  cosine from the rate at step decay_from to 1 % of it, over decay_steps; 0 steps: no decay. Set by
-                 `run.py --decay`.
+                 `run.py --decay --steps`.
     clip_norm    largest norm of the gradient; 0: not clipped
     ema          decay of the moving average of the weights, which is what is validated and released; 0: none
     """

@@ -23,12 +23,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common import cli
-from common.errors import InputError
+from common.errors import InputError, OutputError
 from common.files import sha256, write_whole
 from common.images import IMAGE_SUFFIXES, read_picture
+from common.metrics import psnr, ssim
 from runtime.denoiser import Denoiser
 from runtime.engines import Engine, open_engine
-from train.metrics import psnr, ssim
 from train.noise import protocol_noise
 
 
@@ -118,6 +118,8 @@ def main(
             raise InputError(f"--sigma: expected a noise level from 0 to 255, found {level:g}")
     if limit < 0:
         raise InputError(f"--limit: expected 0 or more, found {limit}")
+    if json_ is not None and json_.exists() and not overwrite:
+        raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
     sets = {folder: clean_images(folder)[: limit or None] for folder in data}
     with open_model(engine, threads) as model, Denoiser(model) as denoiser:
         table = Table(

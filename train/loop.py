@@ -22,10 +22,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import ModelError, OutputError, TrainingError
 from common.files import whole_file, write_whole
+from common.metrics import psnr
 from common.padding import pad_to_multiple
 from train.config import TrainConfig
 from train.data import Bank, Sampler
-from train.metrics import psnr
 from train.noise import protocol_noise
 from train.sadnet import SADNet
 from train.weights import save_weights

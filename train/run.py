@@ -2,7 +2,7 @@
 
     python train/run.py --config train/configs/blind_color.toml --data PHOTOS --minutes 60
     python train/run.py --resume runs/blind_color --minutes 60              # go on where it stopped
-    python train/run.py --decay runs/blind_color --set optimizer.decay_steps=4000    # branch a release off
+    python train/run.py --decay runs/blind_color --steps 4000               # branch a release off
     python train/run.py --config train/configs/blind_color.toml --init assets/blind_color.safetensors --minutes 60
 
 The run's folder holds the checkpoint, the logs (JSON lines and TensorBoard) and `weights.safetensors`, the best
@@ -10,6 +10,7 @@ weights by PSNR on held-out images, with their card. `export/to_onnx.py` takes i
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from train.data import Bank, find_images, open_bank, split
 from train.loop import CHECKPOINT, WEIGHTS, Trainer, read_checkpoint
 from train.weights import load_state, load_weights
 
+CHECKOUT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 app = cli.application("Train SADNet on folders of clean photos.")
@@ -36,12 +38,12 @@ def main(
     config: Annotated[Path | None, typer.Option(help="TOML file of a new run (train/configs holds some)")] = None,
     resume: Annotated[Path | None, typer.Option(help="folder of a run to continue")] = None,
     decay: Annotated[
-        Path | None, typer.Option(help="folder of a run to branch a release off: optimizer.decay_steps more steps")
+        Path | None, typer.Option(help="folder of a run to branch a release off, whose rate falls over --steps")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="weights.safetensors that a new run starts from")] = None,
     data: Annotated[list[Path] | None, typer.Option(help="folders of images (one or more)")] = None,
     output: Annotated[Path | None, typer.Option(help="folder of a new run; default runs/<name of the config>")] = None,
-    steps: Annotated[int | None, typer.Option(help="budget: the run's steps in all (run.steps)")] = None,
+    steps: Annotated[int | None, typer.Option(help="budget: the run's steps in all; with --decay, the decay's")] = None,
     minutes: Annotated[float | None, typer.Option(help="budget: minutes of this process (run.minutes)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the configuration")] = None,
 ) -> None:
@@ -53,7 +55,7 @@ def main(
     if output and resume:
         raise InputError("--resume goes on in the run's own folder: expected no --output with it")
     overrides = [f"data.folders={json.dumps([str(d) for d in data], ensure_ascii=False)}"] if data else []
-    overrides += [f"run.steps={steps}"] if steps is not None else []
+    overrides += [f"run.steps={steps}"] if steps is not None and not decay else []
     overrides += [f"run.minutes={minutes}"] if minutes is not None else []
     overrides += set_ or []
 
@@ -66,7 +68,7 @@ def main(
         assert source is not None
         state = read_checkpoint(source)
         if decay:
-            overrides = _branch(state["step"], overrides)
+            overrides += _branch(state["step"], steps)
         settings = configuration.from_dict(configuration.override(state["config"], overrides), str(source))
         folder = source
         if decay:
@@ -95,12 +97,12 @@ def main(
         raise typer.Exit(130)
 
 
-def _branch(step: int, overrides: list[str]) -> list[str]:
-    """The overrides of a decay that starts at `step`; its budget is the decay itself."""
-    length = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("optimizer.decay_steps=")), None)
-    if length is None or not length.strip().isdigit() or not int(length):
-        raise InputError("--decay: expected --set optimizer.decay_steps=N with it, N the steps of the decay")
-    return [*overrides, f"optimizer.decay_from={step}", f"run.steps={step + int(length)}", "run.minutes=0.0"]
+def _branch(step: int, length: int | None) -> list[str]:
+    """The overrides of a decay of `length` steps that starts at `step`; its budget is the decay itself."""
+    if length is None or length < 1:
+        raise InputError(f"--decay: expected --steps N with it, the length of the decay, found {length or 'none'}")
+    decay = [f"optimizer.decay_from={step}", f"optimizer.decay_steps={length}"]
+    return [*decay, f"run.steps={step + length}", "run.minutes=0.0"]
 
 
 def _fabric(settings: TrainConfig) -> Fabric:
@@ -110,6 +112,7 @@ def _fabric(settings: TrainConfig) -> Fabric:
         raise InputError("run.precision=fp16: expected a CUDA GPU, found none; use bf16 or fp32")
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what the configuration says already
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     return Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
@@ -117,7 +120,7 @@ def _fabric(settings: TrainConfig) -> Fabric:
 
 def _banks(settings: TrainConfig) -> tuple[Bank, Bank]:
     data = settings.data
-    training, validation = split(find_images([Path(f) for f in data.folders]), Path(data.holdout))
+    training, validation = split(find_images([Path(f) for f in data.folders]), CHECKOUT / data.holdout)
     banks = []
     for paths, what, least in ((training, "training", data.crop), (validation, "validation", 8)):
         banks.append(

@@ -127,7 +127,7 @@ def test_a_run_is_never_started_over_another(config: Path, run: Path, train: Tra
     before = (run / "checkpoint.pt").read_bytes()
     assert train("--config", config, "--output", run) == 2
     assert "holds a run already" in one_error()
-    assert train("--decay", run, "--output", run, "--set", "optimizer.decay_steps=1") == 2
+    assert train("--decay", run, "--output", run, "--steps", "1") == 2
     assert "holds a run already" in one_error()
     assert (run / "checkpoint.pt").read_bytes() == before
 
@@ -139,8 +139,8 @@ def test_a_run_is_never_started_over_another(config: Path, run: Path, train: Tra
         (["--config", "{config}", "--resume", "{run}"], "expected one of --config"),
         (["--resume", "{run}", "--init", "x"], "--init starts a new run"),
         (["--resume", "{run}", "--output", "x"], "expected no --output"),
-        (["--decay", "{run}"], "optimizer.decay_steps=N"),
-        (["--decay", "{run}", "--set", "optimizer.decay_steps=0"], "optimizer.decay_steps=N"),
+        (["--decay", "{run}"], "--steps N"),
+        (["--decay", "{run}", "--steps", "0"], "--steps N"),
         (["--config", "{config}", "--output", "{new}", "--set", "run.precision=fp16"], "expected a CUDA GPU"),
         (["--config", "{config}", "--output", "{new}", "--data", "/nowhere"], "expected a folder of images"),
         (["--config", "{config}", "--output", "{new}", "--init", "/nowhere"], "expected SADNet weights"),

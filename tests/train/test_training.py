@@ -13,10 +13,10 @@ import torch
 from lightning_fabric import Fabric
 
 from common.errors import ModelError
+from common.metrics import psnr
 from train.config import from_dict
 from train.data import Bank
 from train.loop import Trainer
-from train.metrics import psnr
 from train.noise import protocol_noise
 from train.sadnet import SADNet, SADNetConfig
 from train.weights import load_weights, save_weights
@@ -155,7 +155,7 @@ def test_a_decay_branches_off_and_leaves_the_run_alone(
     halfway: Path, train: Train, logged: Logged, state: State
 ) -> None:
     before = {path.name: path.read_bytes() for path in halfway.iterdir()}
-    assert train("--decay", halfway, "--set", "optimizer.decay_steps=4") == 0
+    assert train("--decay", halfway, "--steps", "4") == 0
     assert {path.name: path.read_bytes() for path in halfway.iterdir()} == before
     branch = halfway.with_name("halfway-decay3")
     rates = logged(branch, "lr")
@@ -175,7 +175,7 @@ def test_a_branch_keeps_its_own_best_whatever_the_runs_was(
 ) -> None:
     (tmp_path / "run").mkdir()
     torch.save(state(halfway) | {"best": 99.0}, tmp_path / "run/checkpoint.pt")
-    assert train("--decay", tmp_path / "run", "--output", tmp_path / "b", "--set", "optimizer.decay_steps=1") == 0
+    assert train("--decay", tmp_path / "run", "--output", tmp_path / "b", "--steps", "1") == 0
     assert (tmp_path / "b/weights.safetensors").exists()
     assert state(tmp_path / "b")["best"] < 99
 

@@ -1,0 +1,64 @@
+"""A release: the run's best weights, exported and scored, with a card that belongs to them."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common.errors import InputError, ModelError
+from common.files import sha256
+from export import release
+from runtime.denoiser import Denoiser
+from train.sadnet import SADNet
+from train.weights import load_weights, save_weights
+
+TRAINED = {"config": {"data": {"folders": ["/home/somebody/photos"]}}, "step": 7, "seconds": 3}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    network = SADNet()
+    torch.nn.init.normal_(network.out.weight, std=0.01)
+    save_weights(network, folder / "weights.safetensors")
+    (folder / "weights.json").write_text(json.dumps(TRAINED))
+    return folder
+
+
+@pytest.fixture
+def test_set(tmp_path: Path) -> Path:
+    folder = tmp_path / "Set2"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 256, (24, 17, 3), np.uint8))
+    return folder
+
+
+def test_release_writes_weights_onnx_file_and_card(
+    run: Path, test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release, "ASSETS", tmp_path)
+    release.main(run, "small", "two noise pictures", [test_set], sigma=[25.0])
+    assert (tmp_path / "small.safetensors").read_bytes() == (run / "weights.safetensors").read_bytes()
+    card = json.loads((tmp_path / "small.json").read_text())
+    assert card["sha256"] == {f"small.{kind}": sha256(tmp_path / f"small.{kind}") for kind in ("safetensors", "onnx")}
+    assert card["trained"]["config"]["data"]["folders"] == ["photos"]  # not where they lay
+    assert [(s["set"], s["images"], s["sigma"], s["protocol"]) for s in card["scores"]] == [("Set2", 2, 25.0, "clip8")]
+    with Denoiser(tmp_path / "small.onnx") as denoiser, torch.inference_mode():
+        x = np.random.default_rng(1).random((8, 16, 3), dtype=np.float32)
+        expected = load_weights(tmp_path / "small.safetensors")(torch.from_numpy(x.transpose(2, 0, 1)[None].copy()))
+        assert np.abs(denoiser.denoise(x) - expected[0].numpy().transpose(1, 2, 0).clip(0, 1)).max() < 1e-5
+    with pytest.raises(InputError, match="--overwrite"):
+        release.main(run, "small", "two noise pictures", [test_set])
+
+
+def test_a_run_without_weights_is_refused(test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "ASSETS", tmp_path)
+    with pytest.raises(ModelError, match=r"expected a run with weights\.safetensors"):
+        release.main(tmp_path, "small", "none", [test_set])
+    assert not (tmp_path / "small.onnx").exists()

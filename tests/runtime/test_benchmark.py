@@ -1,0 +1,57 @@
+"""The benchmark's figures are of the engines that it names, and its JSON line is the table's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common.errors import InputError
+from runtime.benchmark import parse_size, time_in_turn
+from runtime.engines import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class CountingEngine(Engine):
+    """Remembers what it was given."""
+
+    name, size = "counting", None
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.shapes.append(images.shape)
+        return images
+
+
+def test_every_engine_gets_the_same_images_in_turn() -> None:
+    colour, gray = CountingEngine(3), CountingEngine(1)
+    seconds = time_in_turn({"a": colour, "b": gray}, width=37, height=50, repeat=4)
+    assert colour.shapes == [(1, 3, 56, 40)] * 6  # two warm-up runs, four that count
+    assert gray.shapes == [(1, 1, 56, 40)] * 6
+    assert [len(values) for values in seconds.values()] == [4, 4]
+
+
+@pytest.mark.parametrize("text", ["480", "480x", "x320", "0x320", "-8x8", "480x320x3", "wide"])
+def test_a_size_is_width_by_height(text: str) -> None:
+    assert parse_size("480x320") == (480, 320)
+    with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+        parse_size(text)
+
+
+def test_json_line_holds_the_model_and_its_peer(tmp_path: Path) -> None:
+    command = [sys.executable, "runtime/benchmark.py", "--repeat", "1", "--size", "64x48", "--threads", "1"]
+    command += ["--peer", "assets/blind_color.safetensors", "--json", str(tmp_path / "out.jsonl")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    line = result.stdout.splitlines()[-1]
+    assert (tmp_path / "out.jsonl").read_text() == line + "\n"
+    rows = json.loads(line)["rows"]
+    assert [("ONNX" in row["runs_on"], "PyTorch" in row["runs_on"]) for row in rows] == [(True, False), (False, True)]
+    assert all(0 < row["p5_ms"] <= row["median_ms"] <= row["p95_ms"] for row in rows)
