@@ -1,12 +1,11 @@
 """Picture files: reading them whole or not at all, and writing what was read.
 
 Everything goes through bytes in memory: OpenCV's `imread` returns a picture for a JPEG that is cut off in the middle,
-its `imdecode` does not. What OpenCV gets wrong without a word about TIFF is refused, or mended, in `_mend_tiff`.
+its `imdecode` does not. What OpenCV gets wrong without a word about TIFF is refused, or mended, in `common.tiff`.
 """
 
 import contextlib
 import os
-import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.errors import InputError, OutputError
 from common.files import write_whole
+from common.tiff import TruncatedTiffError, mend_tiff, upright
 
 Metadata = tuple[tuple[int, bytes], ...]
 PathLike = str | os.PathLike[str]
@@ -39,6 +39,7 @@ _METADATA_NAMES = {
     cv2.IMAGE_METADATA_ICCP: "ICC",
     cv2.IMAGE_METADATA_CICP: "CICP",
 }
+_TIFF_METADATA = {700: cv2.IMAGE_METADATA_XMP, 34675: cv2.IMAGE_METADATA_ICCP}
 
 IMAGE_SUFFIXES = frozenset(_FORMATS)
 """Lower-case file name endings, with the dot, that are read and written."""
@@ -69,7 +70,11 @@ def read_picture(path: PathLike) -> Picture:
     if kind is None:
         raise InputError(f"{name}: expected an image ({_NAMES}), found a file of another kind")
     if kind == "TIFF":
-        data, orientation, chunks = _mend_tiff(data, name)
+        try:
+            data, orientation, tags = mend_tiff(data, name)
+        except TruncatedTiffError:
+            _undecodable(name, kind)
+        chunks = tuple((_TIFF_METADATA[code], chunk) for code, chunk in tags.items())
     elif _animated(kind, data):
         raise InputError(f"{name}: expected a still picture, found an animated {kind}")
     try:
@@ -87,7 +92,7 @@ def read_picture(path: PathLike) -> Picture:
     if decoded.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name}: expected 8- or 16-bit samples, found {decoded.dtype}: save it as a 16-bit file")
     gray = kind == "PNG" and data[25] in (0, 4)  # OpenCV turns gray with alpha into colour
-    pixels, alpha = _split(_upright(decoded, orientation), gray)
+    pixels, alpha = _split(upright(decoded, orientation), gray)
     chunks += tuple((int(type_), blob.tobytes()) for type_, blob in zip(types, blobs, strict=True))
     return Picture(pixels, alpha, tuple(chunk for chunk in chunks if not _describes_cmyk(*chunk)))
 
@@ -228,104 +233,3 @@ def _without_chatter() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             os.close(nowhere)
-
-
-# --- TIFF ------------------------------------------------------------------------------------------------------------
-
-_Tag = tuple[int, str, tuple[int, ...]]  # where its first value lies, the struct code of its values, the values
-_TIFF_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q", 18: "Q"}
-_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _EXTRA = 254, 258, 262, 274, 277, 284, 338
-_PLACES = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
-_XMP, _ICC = 700, 34675
-_READ = {_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _EXTRA, _XMP, _ICC}.union(*_PLACES)
-_MINISWHITE, _SEPARATED = 0, 5
-
-
-def _mend_tiff(data: bytes, name: str) -> tuple[bytes, int, Metadata]:
-    """What OpenCV 5 does wrong in silence: refused, or mended in the bytes that it will read.
-
-    It returns a picture for a planar file that is cut off; it garbles 16-bit planar files and 16-bit gray with alpha,
-    does not invert 16-bit white-is-zero, drops 8-bit gray's alpha, gives CMYK an alpha, multiplies 8-bit colours
-    by an unassociated alpha, and turns 8-bit pictures upright, but not 16-bit ones.
-    Returns the bytes to decode, the orientation (1 to 8) which is still to be applied, and ICC and XMP chunks.
-    """
-    try:
-        order, (first, *others) = _tiff_directories(data)
-    except (struct.error, ValueError):
-        _undecodable(name, "TIFF")
-
-    def value(tag: int, default: int) -> int:
-        return first[tag][2][0] if tag in first and first[tag][2] else default
-
-    for offsets, counts in _PLACES:
-        if offsets in first and counts in first:
-            ends = map(sum, zip(first[offsets][2], first[counts][2], strict=False))
-            if max(ends, default=0) > len(data):
-                _undecodable(name, "TIFF")
-    if any(
-        not sum(tags[_SUBFILE][2][:1] if _SUBFILE in tags else ()) & 1 for tags in others
-    ):  # 1: a thumbnail of the first
-        raise InputError(f"{name}: expected one picture, found a TIFF of {len(others) + 1} pages: save each by itself")
-    samples, deep = value(_SAMPLES, 1), value(_BITS, 1) > 8
-    faults = {
-        "CMYK": value(_PHOTOMETRIC, 1) == _SEPARATED,
-        "gray with alpha": samples == 2,
-        "a planar layout": samples > 1 and value(_PLANAR, 1) == 2,
-        "16-bit white-is-zero": deep and value(_PHOTOMETRIC, 1) == _MINISWHITE,
-    }
-    for fault in (fault for fault, found in faults.items() if found):
-        raise InputError(f"{name}: expected an interleaved gray, RGB or RGBA TIFF, found {fault}: save it as PNG")
-    mended = {tag: 1 for tag in (_ORIENTATION, _EXTRA) if value(tag, 1) > 1}  # 1: upright; associated alpha
-    if mended:
-        patched = bytearray(data)
-        for tag, replacement in mended.items():
-            struct.pack_into(order + first[tag][1], patched, first[tag][0], replacement)
-        data = bytes(patched)
-    types = {_XMP: cv2.IMAGE_METADATA_XMP, _ICC: cv2.IMAGE_METADATA_ICCP}
-    chunks = ((type_, bytes(first[tag][2])) for tag, type_ in types.items() if tag in first and first[tag][1] == "B")
-    orientation = value(_ORIENTATION, 1)
-    return data, orientation if orientation in range(1, 9) else 1, tuple(chunks)
-
-
-def _tiff_directories(data: bytes) -> tuple[str, list[dict[int, _Tag]]]:
-    """The byte order, "<" or ">", and the tags of every page. Raises struct.error or ValueError where cut off."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = 43 in data[2:4]
-    word, count, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
-    width = struct.calcsize(word)
-    offset = struct.unpack_from(order + word, data, 8 if big else 4)[0]
-    directories: list[dict[int, _Tag]] = []
-    seen: set[int] = set()
-    while offset:
-        if offset in seen:
-            raise ValueError("the directories form a circle")
-        seen.add(offset)
-        tags: dict[int, _Tag] = {}
-        at = offset + struct.calcsize(count)
-        for _ in range(struct.unpack_from(order + count, data, offset)[0]):
-            tag, type_, number = struct.unpack_from(f"{order}HH{word}", data, at)
-            at += entry
-            code = _TIFF_TYPES.get(type_)
-            # One value of each tag, so that a hostile file cannot have its bytes read a million times.
-            if code is None or tag in tags or tag not in (_READ if not directories else (_SUBFILE,)):
-                continue
-            place = at - width
-            if number * struct.calcsize(code) > width:
-                place = struct.unpack_from(order + word, data, place)[0]
-            tags[tag] = (place, code, struct.unpack_from(f"{order}{number}{code}", data, place))
-        directories.append(tags)
-        offset = struct.unpack_from(order + word, data, at)[0]
-    if not directories:
-        raise ValueError("no directory")
-    return order, directories
-
-
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Apply a TIFF orientation: 2 to 4 mirror or turn by 180 degrees, 5 to 8 swap the axes as well."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
