@@ -8,6 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-slow dev check clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 demo: .venv/cpu.stamp
 	.venv/bin/python runtime/demo.py

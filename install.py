@@ -2,9 +2,11 @@
 
     python3 install.py cpu
 
-Prints how far it is while pip works, because the CUDA builds of PyTorch take minutes to arrive.
+Prints how far it is while pip works, because the CUDA builds of PyTorch take minutes to arrive. A .venv that an
+interrupted run left half made, or whose Python is gone, is made again.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def main(extra: str) -> int:
@@ -22,19 +25,23 @@ def main(extra: str) -> int:
         found = ".".join(map(str, sys.version_info[:3]))
         print(f"error: expected Python 3.11 or later, found {found}: make PYTHON=python3.12 ...", file=sys.stderr)
         return 2
-    python = VENV / "bin" / "python"
-    if not python.exists():
+    if not has_pip():
         print("making .venv", flush=True)
         try:
-            venv.create(VENV, with_pip=True)
+            venv.create(VENV, with_pip=True, clear=True, symlinks=os.name != "nt")
         except subprocess.CalledProcessError:
-            print("error: expected Python's venv module to work: apt-get install python3-venv, say", file=sys.stderr)
+            print(
+                "error: expected Python's venv module with pip, found none: apt-get install python3-venv",
+                file=sys.stderr,
+            )
             return 2
-    command = [str(python), "-m", "pip", "install", "--editable", f".[{extra}]"]
-    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+    command = [str(PYTHON), "-m", "pip", "install", "--editable", f".[{extra}]"]
+    with subprocess.Popen(
+        command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
         output: list[str] = []
         assert pip.stdout is not None
-        reader = threading.Thread(target=lambda lines: output.extend(lines), args=(pip.stdout,))
+        reader = threading.Thread(target=output.extend, args=(pip.stdout,), daemon=True)
         reader.start()
         begun = told = time.monotonic()
         while reader.is_alive():
@@ -51,5 +58,20 @@ def main(extra: str) -> int:
     return pip.returncode
 
 
+def has_pip() -> bool:
+    """Whether .venv is there and works."""
+    try:
+        subprocess.run([str(PYTHON), "-m", "pip", "--version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python3 install.py EXTRA (cpu or dev, say)")
+    try:
+        sys.exit(main(sys.argv[1]))
+    except KeyboardInterrupt:
+        print("interrupted: run it again", file=sys.stderr)
+        sys.exit(130)

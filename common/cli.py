@@ -1,8 +1,11 @@
 """Command lines: the one place where an error becomes a line on stderr and an exit code."""
 
+import contextlib
+import errno
+import io
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
 
 import typer
@@ -15,6 +18,20 @@ def application(description: str) -> typer.Typer:
     return typer.Typer(help=description, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
+@contextlib.contextmanager
+def needs(what: str, module: str) -> Iterator[None]:
+    """Around a script's imports: a package that is missing is one line, not a traceback.
+
+    what: the make target that installs it; module: the script's `__name__`, because an import by other code raises.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if module != "__main__":
+            raise
+        _fail(f"expected the package {error.name}, found none: run make {what}, then .venv/bin/python")
+
+
 def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] | None = None) -> NoReturn:
     """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C.
 
@@ -22,8 +39,12 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
     `--sigma 30 --sigma 50`, which is all that Typer itself understands.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=_repeat_flags(arguments, several), standalone_mode=False)
+        sys.stdout.flush()
     except SadnetError as error:
         _fail(str(error))
     except typer.TyperException as error:  # a flag that does not exist, a value of the wrong type
@@ -34,6 +55,11 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
     except BrokenPipeError:  # the reader went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"standard output cannot be written: {error.strerror}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -50,7 +76,8 @@ def _repeat_flags(arguments: list[str], several: Collection[str]) -> list[str]:
         if argument == "--":
             return out + arguments[position:]
         if argument.startswith("--"):
-            flag, fresh = (argument, True) if argument in several else (None, False)
+            name, equals, _ = argument.partition("=")
+            flag, fresh = (name, not equals) if name in several else (None, False)
             out.append(argument)
         elif flag and not fresh:
             out += [flag, argument]

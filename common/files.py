@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import OutputError
+
+TEMPORARY = ".tmp-"
+"""How the names of unfinished files begin; a killed process leaves them behind."""
 
 
 @contextlib.contextmanager
@@ -22,11 +25,10 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pat
         raise OutputError(f"{target} exists already: pass --overwrite to replace it, or choose another --output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=target.suffix, dir=target.parent)
+        temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}")
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         _publish(temporary, target, overwrite)
@@ -51,9 +53,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
     with open(temporary, "rb") as file:  # on disk before its name is: a power cut must not leave an empty file
         os.fsync(file.fileno())
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)  # mkstemp makes files private; results are ordinary files
     if overwrite:
         temporary.replace(target)
         return

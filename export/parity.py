@@ -74,7 +74,7 @@ def _onnx_runner(path: Path, io: str) -> Callable[[NDArray[np.float32]], NDArray
     try:
         import onnxruntime
     except ImportError as error:
-        raise DependencyError("the parity check needs ONNX Runtime: pip install '.[cpu]' (or '.[gpu]')") from error
+        raise DependencyError("the parity check needs ONNX Runtime: pip install -e '.[cpu]' (or '.[gpu]')") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

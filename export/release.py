@@ -7,8 +7,8 @@ Writes assets/NAME.safetensors (fp16), assets/NAME.onnx (fp32, images float32, p
 the card. The test sets are for released models only: a run chooses its weights on its held-out images.
 """
 
+import contextlib
 import json
-import platform
 import subprocess
 import time
 from pathlib import Path
@@ -18,12 +18,15 @@ import typer
 
 from common import cli
 from common.errors import InputError, ModelError
-from common.files import sha256, write_whole
-from export.parity import ASSETS
-from export.to_onnx import Io, Precision, write_onnx
+from common.files import sha256, whole_file
 from runtime.denoiser import Denoiser
-from train.evaluate import Protocol, clean_images, evaluate, open_model
-from train.loop import CARD, WEIGHTS
+
+with cli.needs("dev", __name__):
+    from export.parity import ASSETS
+    from export.to_onnx import Io, Precision, write_onnx
+    from train.evaluate import Protocol, TestSet, check_sigmas, clean_images, evaluate, open_model
+    from train.loop import CARD, WEIGHTS
+    from train.weights import load_weights, save_weights
 
 TERMS = "non-commercial research and education, as the training data: assets/LICENSE"
 
@@ -39,49 +42,56 @@ def main(
     sigma: Annotated[list[float] | None, typer.Option(help="noise levels of the test (one or more)")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that is there")] = False,
 ) -> None:
-    """Copy the run's best weights, export them, score them and write the card."""
+    """Copy the run's best weights, export them, score them and write the card; all three files appear at the end."""
+    levels = sigma or [15, 25, 30, 50, 70]
+    check_sigmas(levels)
     try:
         trained: dict[str, Any] = json.loads((run / CARD).read_text())
-        weights = (run / WEIGHTS).read_bytes()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{run}: expected a run with {WEIGHTS} and {CARD}, found: {error}") from error
-    folders = trained["config"]["data"]["folders"]
-    trained["config"]["data"]["folders"] = [Path(folder).name for folder in folders]  # not where they lay here
-    sets = {folder.name: clean_images(folder) for folder in test}
+        folders = trained["config"]["data"]["folders"]
+        trained["config"]["data"]["folders"] = [Path(folder).name for folder in folders]  # not where they lay here
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{run}: expected a run with {WEIGHTS} and {CARD}, found: {error!r}") from error
     paths = {kind: ASSETS / f"{name}.{kind}" for kind in ("safetensors", "onnx", "json")}
     if not overwrite and any(path.exists() for path in paths.values()):
         raise InputError(f"{ASSETS / name}.*: expected no such model, found one: pass --overwrite to replace it")
+    sets = [(folder.name, clean_images(folder)) for folder in test]
 
-    write_whole(paths["safetensors"], weights, overwrite=overwrite)
-    write_onnx(paths["safetensors"], paths["onnx"], Precision.FP32, Io.FLOAT32, overwrite=overwrite)
-    with open_model(paths["onnx"]) as engine, Denoiser(engine) as denoiser:
-        rows = []
-        for folder, images in sets.items():
-            for level in sigma or [15, 25, 30, 50, 70]:
-                row = evaluate(denoiser, images, level, Protocol.CLIP8)
-                rows.append({"set": folder, "images": len(images)} | {k: row[k] for k in ("sigma", "protocol")})
-                rows[-1] |= {"psnr": round(row["psnr"], 3), "ssim": round(row["ssim"], 4)}
-                print(json.dumps(rows[-1]), flush=True)
-        scored_on = engine.name
-    card = {
-        "name": name,
-        "date": time.strftime("%Y-%m-%d"),
-        "terms": TERMS,
-        "training_data": training_data,
-        "trained": trained,
-        "processor": platform.processor() or platform.machine(),
-        "commit": _commit(),
-        "sha256": {path.name: sha256(path) for path in (paths["safetensors"], paths["onnx"])},
-        "scored_on": scored_on,
-        "scores": rows,
-    }
-    write_whole(paths["json"], json.dumps(card, indent=1) + "\n", overwrite=overwrite)
+    with contextlib.ExitStack() as stack:
+        weights, onnx_file, card_file = (
+            stack.enter_context(whole_file(p, overwrite=overwrite)) for p in paths.values()
+        )
+        save_weights(load_weights(run / WEIGHTS), weights)
+        write_onnx(weights, onnx_file, Precision.FP32, Io.FLOAT32, overwrite=True)
+        with open_model(onnx_file) as engine, Denoiser(engine) as denoiser:
+            scored_on = engine.name
+            scores = [_score(denoiser, *each, level) for each in sets for level in levels]
+        card = {
+            "name": name,
+            "date": time.strftime("%Y-%m-%d"),
+            "terms": TERMS,
+            "training_data": training_data,
+            "trained": trained,
+            "commit": _commit(),
+            "sha256": {paths["safetensors"].name: sha256(weights), paths["onnx"].name: sha256(onnx_file)},
+            "scored_on": scored_on,
+            "scores": scores,
+        }
+        card_file.write_text(json.dumps(card, indent=1) + "\n")
     print(f"wrote {', '.join(str(path) for path in paths.values())}")
 
 
+def _score(denoiser: Denoiser, name: str, images: TestSet, sigma: float) -> dict[str, Any]:
+    row = evaluate(denoiser, images, sigma, Protocol.CLIP8)
+    score = {"set": name, "images": len(images)} | {key: row[key] for key in ("sigma", "protocol")}
+    score |= {"psnr": round(row["psnr"], 3), "ssim": round(row["ssim"], 4)}
+    print(json.dumps(score), flush=True)
+    return score
+
+
 def _commit() -> str:
-    """The checkout's commit, for the card."""
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ASSETS, capture_output=True, text=True, check=False)
+    """The checkout's commit, for the card; "-dirty" where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(command, cwd=ASSETS, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown: not a git checkout"
 
 

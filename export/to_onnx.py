@@ -18,21 +18,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
-import torch
 import typer
-from onnx import helper, numpy_helper
-from torch import Tensor, nn
 
 from common import cli
 from common.contract import METADATA_KEY
 from common.errors import InputError
 from common.files import sha256, whole_file
 from common.padding import MULTIPLE
-from export.parity import check_parity
-from plugins import onnx_op
-from train.sadnet import SADNet
-from train.weights import load_weights
+
+with cli.needs("dev", __name__):
+    import onnx
+    import torch
+    from onnx import helper, numpy_helper
+    from torch import Tensor, nn
+
+    from export.parity import check_parity
+    from plugins import onnx_op
+    from train.sadnet import SADNet
+    from train.weights import load_weights
 
 
 class Precision(StrEnum):
@@ -149,6 +152,7 @@ def main(
 ) -> None:
     """Write the ONNX file, once it is shown to compute what PyTorch fp32 does."""
     write_onnx(weights, output, precision, io, overwrite=overwrite)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {precision}, images {io}, opset {onnx_op.OPSET}")
 
 
 def write_onnx(weights: Path, output: Path, precision: Precision, io: Io, *, overwrite: bool) -> None:
@@ -163,7 +167,6 @@ def write_onnx(weights: Path, output: Path, precision: Precision, io: Io, *, ove
         model = export_network(load_weights(weights), precision, io, {"weights_sha256": sha256(weights)})
         temporary.write_bytes(model.SerializeToString())
         check_parity(network, temporary, precision is Precision.FP16, io)
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {precision}, images {io}, opset {onnx_op.OPSET}")
 
 
 if __name__ == "__main__":

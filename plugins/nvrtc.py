@@ -25,7 +25,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 """Compute capabilities, times ten, from Turing to Blackwell."""
 TYPES = {"fp32": "float", "fp16": "__half"}
 """The kernels' SADNET_TYPE for each precision."""
-INSTALL = "pip install '.[kernels]'"
+INSTALL = "pip install -e '.[kernels]'"
 
 
 class CompileError(SadnetError):

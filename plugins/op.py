@@ -16,7 +16,7 @@ where x(.) is bilinear interpolation in pixels with zeros outside the image.
     y            (N, O, H, W)
 
 Offset group g moves the channels [g*C/G, (g+1)*C/G). Sampling coordinates and accumulation are at least fp32 whatever
-the tensors' type: in half precision a coordinate above 1024 is a whole pixel off.
+the tensors' type: in half precision a coordinate above 1024 is off by up to half a pixel.
 """
 
 from collections.abc import Sequence

@@ -18,12 +18,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common import cli
-from common.errors import DependencyError, InputError
+from common.errors import DependencyError, InputError, OutputError
+from common.files import write_whole
+from common.machine import cpu_name
 from runtime.engines import Engine, open_engine
 from runtime.infer import DEFAULT_ENGINE
+
+MOST_PIXELS = 2**26
 
 app = cli.application("Latency of models on this machine.")
 
@@ -35,12 +40,15 @@ def main(
     size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; repeat for several")] = None,
     repeat: Annotated[int, typer.Option(help="timed runs of each")] = 9,
     threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="append the JSON line to this file too")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the JSON line here too")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing --json file")] = False,
 ) -> None:
     """Time every engine at every size; the last column is the peer's median over the engine's."""
     sizes = [parse_size(text) for text in size or ["480x320"]]
     if repeat < 1:
         raise InputError(f"--repeat: expected at least 1, found {repeat}")
+    if json_ and json_.exists() and not overwrite:
+        raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
     engines = {str(path): open_engine(path, threads) for path in engine or [DEFAULT_ENGINE]}
     if peer:
         engines[f"{peer} (torchvision's op)"] = torchvision_peer(peer, threads)
@@ -48,23 +56,24 @@ def main(
     rows: list[dict[str, Any]] = []
     for width, height in sizes:
         timed = time_in_turn(engines, width, height, repeat)
-        slowest = float(np.median(list(timed.values())[-1]))
+        peer_median = float(np.median(list(timed.values())[-1]))
         for label, seconds in timed.items():
             median, low, high = (float(np.percentile(seconds, q)) for q in (50, 5, 95))
             speed = width * height / median / 1e6
             cells = [f"{v * 1e3:.1f}" for v in (median, low, high)]
-            ratio = [f"{slowest / median:.2f}"] if peer else []
-            table.add_row(f"{label}\n{engines[label].name}", f"{width}x{height}", *cells, f"{speed:.2f}", *ratio)
+            ratio = [f"{peer_median / median:.2f}"] if peer else []
+            table.add_row(
+                escape(f"{label}\n{engines[label].name}"), f"{width}x{height}", *cells, f"{speed:.2f}", *ratio
+            )
             figures = {"median_ms": median * 1e3, "p5_ms": low * 1e3, "p95_ms": high * 1e3}
-            figures = {name: round(value, 2) for name, value in figures.items()}
+            figures = {key: round(value, 2) for key, value in figures.items()}
             rows.append({"engine": label, "runs_on": engines[label].name, "size": f"{width}x{height}", **figures})
     Console().print(table)
     machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "python": platform.python_version()}
     line = json.dumps({"date": time.strftime("%Y-%m-%d"), **machine, "repeat": repeat, "rows": rows})
     print(line)
     if json_:
-        with open(json_, "a") as file:
-            file.write(line + "\n")
+        write_whole(json_, line + "\n", overwrite=overwrite)
 
 
 def time_in_turn(engines: dict[str, Engine], width: int, height: int, repeat: int) -> dict[str, list[float]]:
@@ -106,18 +115,9 @@ def torchvision_peer(weights: Path, threads: int | None) -> Engine:
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) of "480x320". Raises InputError for anything else."""
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise InputError(f"--size: expected WIDTHxHEIGHT, such as 480x320, found {text!r}")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MOST_PIXELS):
+        raise InputError(f"--size: expected WIDTHxHEIGHT, such as 480x320, of at most 2^26 pixels, found {text!r}")
     return int(width), int(height)
-
-
-def cpu_name() -> str:
-    """The processor's model name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

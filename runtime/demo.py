@@ -19,6 +19,7 @@ from common.images import Picture, read_picture, rgb8, write_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
 
+DEMO = Path("demo")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 app = application("Denoise the sample photo, print PSNR and seconds, write a side-by-side picture.")
@@ -29,7 +30,7 @@ def demo(
     noisy: Annotated[Path, typer.Option(help="Noisy photo.")] = ASSETS / "astronaut_noisy.png",
     clean: Annotated[Path, typer.Option(help="Its clean original.")] = ASSETS / "astronaut_clean.png",
     engine: Annotated[Path, typer.Option(help="Model file: .onnx.")] = ASSETS / "blind_color.onnx",
-    output: Annotated[Path, typer.Option(help="Folder; what an earlier demo wrote there is replaced.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder; in the default one, earlier files are replaced.")] = DEMO,
 ) -> None:
     """Denoise the sample photo, print PSNR and seconds, write a side-by-side picture."""
     before, original = rgb8(read_picture(noisy)), rgb8(read_picture(clean))
@@ -42,8 +43,8 @@ def demo(
         ended = time.perf_counter()
         print(f"{denoiser.engine.name}: loaded in {loaded - began:.2f} s")
     pictures = {"noisy": before, "denoised": after, "clean": original}
-    write_picture(output / "denoised.png", Picture(after), overwrite=True)
-    write_picture(output / "side_by_side.jpg", Picture(_side_by_side(pictures)), overwrite=True)
+    write_picture(output / "denoised.png", Picture(after), overwrite=output == DEMO)
+    write_picture(output / "side_by_side.jpg", Picture(_side_by_side(pictures)), overwrite=output == DEMO)
     print(f"denoised {_size(before)} in {ended - loaded:.2f} s")
     print(f"PSNR noisy    {psnr(before / 255, original / 255):6.2f} dB")
     print(f"PSNR denoised {psnr(after / 255, original / 255):6.2f} dB")

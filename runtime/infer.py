@@ -95,13 +95,18 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool) -> Pl
     single = len(inputs) == 1 and not _is_folder(inputs[0])
     if output and not single and os.path.lexists(output) and not _is_folder(output):
         raise InputError(f"{output}: expected a folder to write several images to, found a file")
+    for given in inputs:
+        if output and _is_folder(given) and os.path.realpath(output) == os.path.realpath(given):
+            raise InputError(f"--output {output}: expected another folder than the input's, found the same")
     plan = Plan()
     for given in inputs:
         try:
             for source, target in _pairs(given, output, single):
                 if target in plan.jobs:
-                    raise InputError(f"{source} and {plan.jobs[target]} would both be written to {target}")
-                plan.jobs[target] = source
+                    text = f"{source} and {plan.jobs[target]} would both be written to {target}"
+                    plan.faults.append(InputError(f"{text}: give them folders of their own"))
+                else:
+                    plan.jobs[target] = source
         except SadnetError as error:
             plan.faults.append(error)
         except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -148,7 +153,7 @@ def _pairs(given: Path, output: Path | None, single: bool) -> Iterator[tuple[Pat
 
 def _images_below(folder: Path, skip: Path) -> Iterator[Path]:
     """Image files in a stable order, without hidden ones, linked folders, and the output of an earlier run."""
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_raise):
         here = Path(root)
         folders[:] = sorted(
             name
@@ -164,14 +169,15 @@ def _denoise_file(
     denoiser: Denoiser, source: Path, target: Path, strength: float, overwrite: bool, quality: int
 ) -> str | None:
     """Returns a line about what the output file does not hold, or None."""
-    picture = read_picture(source)
     try:
-        # Before the minutes that a large picture takes, not after them.
-        check_encodable(target.suffix, picture.pixels.dtype, picture.alpha is not None)
-        denoised = Picture(denoiser.denoise(picture.pixels, strength), picture.alpha, picture.metadata)
-        lost = write_picture(target, denoised, overwrite=overwrite, quality=quality)
-    except SadnetError as error:
-        raise type(error)(f"{source}: {error}") from error
+        picture = read_picture(source)  # names the file in what it raises
+        try:
+            # Before the minutes that a large picture takes, not after them.
+            check_encodable(target.suffix, picture.pixels.dtype, picture.alpha is not None)
+            denoised = Picture(denoiser.denoise(picture.pixels, strength), picture.alpha, picture.metadata)
+            lost = write_picture(target, denoised, overwrite=overwrite, quality=quality)
+        except SadnetError as error:
+            raise type(error)(f"{source}: {error}") from error
     except MemoryError as error:
         raise InputError(f"{source}: expected a picture that fits into memory, found a larger one") from error
     return f"note: {target} does not keep the metadata of {source} ({', '.join(lost)})" if lost else None
@@ -186,6 +192,10 @@ def _progress(jobs: Iterable[tuple[Path, Path]]) -> Iterator[tuple[Path, Path]]:
         for job in jobs:
             yield job
             bar.advance(task)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_folder(path: Path) -> bool:

@@ -206,6 +206,7 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
             )
             for name in names.split()
         ),
+        (run.seed < 2**63, f"run.seed: expected less than 2^63, found {run.seed}"),
         (run.steps > 0 or run.minutes > 0, "run: expected a budget: set run.steps or run.minutes"),
         (run.log_every > 0 and run.validate_every > 0, "run: expected log_every and validate_every of at least 1"),
         (len(run.validation_sigmas) > 0, "run.validation_sigmas: expected at least one"),

@@ -47,12 +47,20 @@ class Bank:
 
 
 def find_images(folders: Sequence[Path]) -> list[Path]:
-    """All image files below the folders, in the order of their paths. Raises InputError where there are none."""
+    """All image files below the folders, but for hidden ones, in the order of their paths.
+
+    Raises InputError where there are none.
+    """
     for folder in folders:
         if not folder.is_dir():
             found_there = "a file" if folder.exists() else "nothing"
             raise InputError(f"{folder}: expected a folder of images, found {found_there}")
-    found = {p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()}
+    found = {
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    }
     if not found:
         places = ", ".join(map(str, folders)) or "no --data"
         raise InputError(f"{places}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
@@ -62,9 +70,9 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
 def split(paths: Sequence[Path], holdout: Path) -> tuple[list[Path], list[Path]]:
     """(training, validation) images: the names that `holdout` lists, or else one image in twenty, are validation's."""
     try:
-        listed = set(holdout.read_text().split())
-    except OSError as error:
-        raise InputError(f"{holdout}: expected a text file of held-out file names, found: {error.strerror}") from error
+        listed = {line.strip() for line in holdout.read_text().splitlines()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{holdout}: expected a text file of held-out file names, found: {error}") from error
     validation = [p for p in paths if p.name in listed]
     if not validation:
         if len(paths) < 2:
@@ -144,7 +152,7 @@ class Sampler:
         self._area = np.cumsum([h * w for h, w, _ in bank.shapes])
 
     def draw(self, step: int, sample: int) -> Draw:
-        """Every pixel of the bank is equally likely to be drawn: large images give more crops than small ones."""
+        """Images are drawn by their number of pixels, then places in them evenly."""
         rng = np.random.default_rng((self.seed, step, sample))
         image = int(np.searchsorted(self._area, rng.integers(self._area[-1]), side="right"))
         height, width, _ = self.bank.shapes[image]

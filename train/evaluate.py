@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a model on a folder of clean images, for weights, ONNX files and plans alike.
+"""PSNR and SSIM of a model on a folder of clean images, for weights and for what the runtime opens.
 
     python train/evaluate.py --engine assets/blind_color.onnx --data Kodak24 --sigma 30 50 70
     python train/evaluate.py --engine runs/blind_color/weights.safetensors --data CBSD68 --sigma 50 --protocol float
@@ -9,6 +9,7 @@ neither, as most papers do; scores on the output clipped to [0, 1], not quantise
 """
 
 import json
+import math
 import sys
 import time
 from enum import StrEnum
@@ -19,6 +20,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -29,7 +31,13 @@ from common.images import IMAGE_SUFFIXES, read_picture
 from common.metrics import psnr, ssim
 from runtime.denoiser import Denoiser
 from runtime.engines import Engine, open_engine
-from train.noise import protocol_noise
+
+with cli.needs("dev", __name__):
+    from train.noise import protocol_noise
+
+
+TestSet = list[tuple[str, NDArray[np.float32]]]
+"""(name, clean image) in the order of the names; see `clean_images`."""
 
 
 class Protocol(StrEnum):
@@ -41,6 +49,8 @@ class Protocol(StrEnum):
 
 def open_model(path: Path, threads: int | None = None) -> Engine:
     """Weights as well as what `runtime.open_engine` takes. Raises ModelError or InputError as that does."""
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads: expected at least 1, found {threads}")
     if path.suffix != ".safetensors":
         return open_engine(path, threads)
     import torch
@@ -54,7 +64,7 @@ def open_model(path: Path, threads: int | None = None) -> Engine:
     return TorchEngine(network.cuda() if torch.cuda.is_available() else network, network.config.channels)
 
 
-def clean_images(folder: Path) -> list[tuple[str, NDArray[np.float32]]]:
+def clean_images(folder: Path) -> TestSet:
     """(name, image) of a test set in the order of the names: (H, W, 3) RGB or (H, W) gray float32 in [0, 1].
 
     Raises InputError where the folder is missing or holds no image, or one that is not 8-bit.
@@ -75,9 +85,14 @@ def clean_images(folder: Path) -> list[tuple[str, NDArray[np.float32]]]:
     return images
 
 
-def evaluate(
-    denoiser: Denoiser, images: list[tuple[str, NDArray[np.float32]]], sigma: float, protocol: Protocol
-) -> dict[str, Any]:
+def check_sigmas(sigmas: list[float]) -> None:
+    """Raises InputError for a noise level outside 0 to 255."""
+    for sigma in sigmas:
+        if not 0 <= sigma <= 255:
+            raise InputError(f"--sigma: expected a noise level from 0 to 255, found {sigma:g}")
+
+
+def evaluate(denoiser: Denoiser, images: TestSet, sigma: float, protocol: Protocol) -> dict[str, Any]:
     """One cell of a table: means over the images, and each image's figures."""
     each, seconds = [], 0.0
     for index, (name, clean) in enumerate(images):
@@ -101,7 +116,7 @@ app = cli.application("PSNR and SSIM of a model under additive white Gaussian no
 
 @app.command()
 def main(
-    engine: Annotated[Path, typer.Option(help="weights (.safetensors), .onnx file or plan")],
+    engine: Annotated[Path, typer.Option(help="weights (.safetensors), or a model file of the runtime (.onnx)")],
     data: Annotated[list[Path], typer.Option(help="folders of clean 8-bit images (one or more)")],
     sigma: Annotated[list[float], typer.Option(help="noise levels, on the scale 0 to 255 (one or more)")],
     protocol: Annotated[
@@ -113,9 +128,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing --json file")] = False,
 ) -> None:
     """Print a table of PSNR (dB) / SSIM."""
-    for level in sigma:
-        if not 0 <= level <= 255:
-            raise InputError(f"--sigma: expected a noise level from 0 to 255, found {level:g}")
+    check_sigmas(sigma)
     if limit < 0:
         raise InputError(f"--limit: expected 0 or more, found {limit}")
     if json_ is not None and json_.exists() and not overwrite:
@@ -123,7 +136,10 @@ def main(
     sets = {folder: clean_images(folder)[: limit or None] for folder in data}
     with open_model(engine, threads) as model, Denoiser(model) as denoiser:
         table = Table(
-            "set", "images", *(f"sigma {level:g}" for level in sigma), title=f"{engine} ({model.name}), {protocol}"
+            "set",
+            "images",
+            *(f"sigma {level:g}" for level in sigma),
+            title=escape(f"{engine} ({model.name}), {protocol}"),
         )
         rows = []
         with Progress(disable=not sys.stderr.isatty(), transient=True, console=Console(stderr=True)) as progress:
@@ -135,11 +151,20 @@ def main(
                     rows.append(row)
                     cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}")
                     progress.advance(task)
-                table.add_row(folder.name, str(len(images)), *cells)
+                table.add_row(escape(folder.name), str(len(images)), *cells)
         Console().print(table)
         if json_ is not None:
             result = {"engine": str(engine), "sha256": sha256(engine), "runs_on": model.name, "rows": rows}
-            write_whole(json_, json.dumps(result, indent=1) + "\n", overwrite=overwrite)
+            write_whole(json_, json.dumps(_finite(result), indent=1) + "\n", overwrite=overwrite)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity (the PSNR of an exact output) and no NaN (the SSIM of a tiny image): null there."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

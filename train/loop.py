@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import ModelError, OutputError, TrainingError
-from common.files import whole_file, write_whole
+from common.files import TEMPORARY, whole_file, write_whole
+from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from train.config import TrainConfig
@@ -76,6 +77,8 @@ class Trainer:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
+                unfinished.unlink()
             _cut_log(self.folder / LOG, self.step)
             return self._run()
         except OSError as error:
@@ -89,7 +92,7 @@ class Trainer:
         with (
             _stop_on_signal() as stop,
             self._bar() as advance,
-            SummaryWriter(str(self.folder)) as board,
+            SummaryWriter(str(self.folder), purge_step=self.step + 1) as board,
             open(self.folder / LOG, "a", buffering=1) as log,
             ThreadPoolExecutor(1) as prefetch,
         ):
@@ -116,10 +119,10 @@ class Trainer:
                 if self.step % budget.validate_every == 0:
                     self._mean()
                     record(**self._validate_and_keep())
-                if now - saved > budget.checkpoint_every:
+                if time.monotonic() - saved > budget.checkpoint_every:  # validation takes its time too
                     self._mean()
                     self.save()
-                    saved = now
+                    saved = time.monotonic()
             self._mean()
             if self.step % budget.validate_every and not stop:
                 record(**self._validate_and_keep())
@@ -176,7 +179,8 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, sigma: float) -> float:
-        """Mean PSNR in dB over the held-out images' central crops, with the protocol's noise of `sigma`, in fp32.
+        """Mean PSNR in dB over the held-out images' central crops, with the protocol's noise of `sigma`, without
+        autocast.
 
         An image counts 100 dB at most, so that an exact one (sigma 0, a new network) leaves a finite mean.
         """
@@ -197,7 +201,7 @@ class Trainer:
 
     def card(self, validation: dict[str, float]) -> dict[str, Any]:
         """What a model card needs to know of the run."""
-        device, cpu = self.fabric.device, f"CPU, {torch.get_num_threads()} threads"
+        device, cpu = self.fabric.device, f"{cpu_name()}, {torch.get_num_threads()} threads"
         return {
             "config": self.config.as_dict(),
             "step": self.step,

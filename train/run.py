@@ -12,22 +12,28 @@ weights by PSNR on held-out images, with their card. `export/to_onnx.py` takes i
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from lightning_fabric import Fabric
 
 from common import cli
 from common.errors import InputError
-from train import config as configuration
-from train.config import TrainConfig
-from train.data import Bank, find_images, open_bank, split
-from train.loop import CHECKPOINT, WEIGHTS, Trainer, read_checkpoint
-from train.weights import load_state, load_weights
+
+with cli.needs("dev", __name__):
+    import torch
+    from lightning_fabric import Fabric
+
+    from train import config as configuration
+    from train.config import TrainConfig
+    from train.data import Bank, find_images, open_bank, split
+    from train.loop import CARD, CHECKPOINT, LOG, WEIGHTS, Trainer, read_checkpoint
+    from train.weights import load_state, load_weights
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+INIT_WARMUP = 500
+"""Steps of warm-up for `--init`, where the configuration has none."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 app = cli.application("Train SADNet on folders of clean photos.")
@@ -54,7 +60,10 @@ def main(
         raise InputError("--init starts a new run: expected --config FILE with it")
     if output and resume:
         raise InputError("--resume goes on in the run's own folder: expected no --output with it")
-    overrides = [f"data.folders={json.dumps([str(d) for d in data], ensure_ascii=False)}"] if data else []
+    if minutes is not None and decay:
+        raise InputError("--decay lasts for --steps: expected no --minutes with it")
+    folders = json.dumps([str(d.resolve()) for d in data or []], ensure_ascii=False)  # found again from anywhere
+    overrides = [f"data.folders={folders}"] if data else []
     overrides += [f"run.steps={steps}"] if steps is not None and not decay else []
     overrides += [f"run.minutes={minutes}"] if minutes is not None else []
     overrides += set_ or []
@@ -62,21 +71,25 @@ def main(
     state = None
     if config:
         settings = configuration.load(config, overrides)
+        if init and not settings.optimizer.warmup:  # fresh moments and trained weights: not at the full rate at once
+            settings = replace(settings, optimizer=replace(settings.optimizer, warmup=INIT_WARMUP))
         folder = output or Path("runs") / config.stem
     else:
         source = resume or decay
         assert source is not None
         state = read_checkpoint(source)
         if decay:
-            overrides += _branch(state["step"], steps)
+            overrides = [*_branch(state["step"], steps), *overrides]
         settings = configuration.from_dict(configuration.override(state["config"], overrides), str(source))
         folder = source
         if decay:
             state["best"] = float("-inf")  # the branch keeps the best of its own
             named = source if source.name not in ("", "..") else source.resolve()
             folder = output or named.with_name(f"{named.name}-decay{state['step']}")
-    if not resume and (folder / CHECKPOINT).exists():
-        raise InputError(f"{folder} holds a run already: --resume it, or choose another --output")
+    held = [name for name in (CHECKPOINT, WEIGHTS, CARD, LOG) if (folder / name).exists()]
+    if held and not resume:
+        hint = "--resume it, or " if CHECKPOINT in held else ""
+        raise InputError(f"{folder} holds a run already ({', '.join(held)}): {hint}choose another --output")
 
     fabric = _fabric(settings)
     training, validation = _banks(settings)

@@ -109,13 +109,13 @@ def _onnxruntime() -> Any:
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         raise DependencyError(
             "expected one of onnxruntime and onnxruntime-gpu, found both, which overwrite each other's files: "
-            "pip uninstall both, then pip install '.[cpu]' or '.[gpu]'"
+            "pip uninstall both, then pip install -e '.[cpu]' or '.[gpu]'"
         )
     try:
         import onnxruntime
     except ImportError as error:
         raise DependencyError(
-            f"expected ONNX Runtime, found none that loads ({error}): pip install '.[cpu]', or '.[gpu]' for CUDA"
+            f"expected ONNX Runtime, found none that loads ({error}): pip install -e '.[cpu]', or '.[gpu]' for CUDA"
         ) from error
     return onnxruntime
 

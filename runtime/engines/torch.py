@@ -1,10 +1,11 @@
-"""PyTorch: runs a network that its caller made. The only engine file that imports torch; nothing here imports it."""
+"""PyTorch: runs a network that its caller made. Only callers that have torch import this."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common.errors import ModelError
 from runtime.engines.base import Engine
 
 
@@ -21,6 +22,10 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        output: Tensor = self.network(torch.from_numpy(images).to(self.device))
+        try:
+            output: Tensor = self.network(torch.from_numpy(images).to(self.device))
+        except RuntimeError as error:  # out of memory, on either device
+            height, width = images.shape[-2:]
+            raise ModelError(f"cannot denoise {width}x{height} at once (tiles are smaller): {error}") from error
         result: NDArray[np.float32] = output.float().cpu().numpy()
         return result

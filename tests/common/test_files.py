@@ -78,10 +78,10 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
 
 
 def test_a_read_only_folder_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(**_: Any) -> None:  # root, as in many containers, may write anywhere
+    def denied(*_: Any, **__: Any) -> None:  # root, as in many containers, may write anywhere
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("tempfile.mkstemp", denied)
+    monkeypatch.setattr(Path, "touch", denied)
     with pytest.raises(OutputError, match="Permission denied"):
         write_whole(tmp_path / "x", b"", overwrite=False)
 

@@ -118,11 +118,11 @@ def test_spans_cover_every_row_once(length: int, tile: int, overlap: int) -> Non
 
 def test_automatic_tiles_bound_what_the_network_is_given() -> None:
     engine = Stub()
-    Denoiser(engine).denoise(np.zeros((1000, 1000, 3), np.uint8))
-    assert engine.shapes == [(1, 3, 1000, 1000)]
+    Denoiser(engine).denoise(np.zeros((320, 800, 3), np.uint8))
+    assert engine.shapes == [(1, 3, 320, 800)]
     engine = Stub()
-    Denoiser(engine).denoise(np.zeros((1000, 1500), np.uint8))
-    assert set(engine.shapes) == {(1, 3, 1000, TILE)}
+    Denoiser(engine).denoise(np.zeros((500, 1500), np.uint8))
+    assert set(engine.shapes) == {(1, 3, 504, TILE)}
     engine = Stub()
     Denoiser(engine).denoise(np.zeros((64, 100, 200, 3), np.uint8))
     assert sum(shape[0] for shape in engine.shapes) == 64
@@ -182,7 +182,7 @@ def test_arrays_of_any_layout() -> None:
     ("image", "words"),
     [
         (np.zeros((4, 4), np.int32), "found int32"),
-        (np.zeros((4, 4), np.float64), "found float64"),
+        (np.zeros((4, 4), np.complex64), "found complex64"),
         (np.zeros((4, 4, 4), np.uint8), r"found \(4, 4, 4\)"),
         (np.zeros(4, np.uint8), r"found \(4,\)"),
         (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import OutputError
+from common.errors import InputError, OutputError
 from common.images import Picture, encode_picture, read_picture, write_picture
 from runtime import Denoiser, infer
 
@@ -145,6 +145,16 @@ def test_two_inputs_with_one_output_are_refused(tmp_path: Path) -> None:
     plan = infer.make_plan(inputs, tmp_path / "out", overwrite=True)
     assert list(plan.jobs.values()) == inputs[:1]
     assert "would both be written" in str(plan.faults[0])
+    later = photo(tmp_path / "y" / "b.png")  # what comes after the collision is still done
+    plan = infer.make_plan([tmp_path / "x", tmp_path / "y"], tmp_path / "out", overwrite=True)
+    assert list(plan.jobs.values()) == [inputs[0], later]
+    assert len(plan.faults) == 1
+
+
+def test_a_folder_is_not_its_own_output(tmp_path: Path) -> None:
+    photo(tmp_path / "x" / "a.png")
+    with pytest.raises(InputError, match="expected another folder"):
+        infer.make_plan([tmp_path / "x"], tmp_path / "x", overwrite=True)
 
 
 def test_lost_metadata_and_unfit_formats_are_told(tmp_path: Path, model: Path) -> None:
@@ -254,9 +264,10 @@ def test_the_demo_measures_and_draws(tmp_path: Path, write_model: WriteModel) ->
     write_picture(tmp_path / "clean.png", Picture(clean), overwrite=False)
     write_picture(tmp_path / "noisy.png", Picture(noisy), overwrite=False)
     arguments = ["--noisy", tmp_path / "noisy.png", "--clean", tmp_path / "clean.png", "--engine", blur]
-    for _ in range(2):  # the second run replaces what the first one wrote
-        result = script("demo.py", *arguments, "--output", tmp_path / "demo")
-        assert (result.returncode, result.stderr) == (0, "")
+    result = script("demo.py", *arguments, "--output", tmp_path / "demo")
+    assert (result.returncode, result.stderr) == (0, "")
+    again = script("demo.py", *arguments, "--output", tmp_path / "demo")  # only its own folder's files are replaced
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     before, after = (float(line.split()[2]) for line in result.stdout.splitlines() if line.startswith("PSNR"))
     assert before == pytest.approx(18.6, abs=0.3)
     assert after > before + 4

@@ -132,6 +132,17 @@ def test_a_run_is_never_started_over_another(config: Path, run: Path, train: Tra
     assert (run / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.json", "log.jsonl"])
+def test_a_run_is_never_started_over_files_of_one(
+    config: Path, tmp_path: Path, train: Train, one_error: OneError, name: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    assert train("--config", config, "--output", tmp_path / "mine") == 2
+    assert f"holds a run already ({name}): choose another" in one_error()
+    assert [p.read_text() for p in (tmp_path / "mine").iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -140,6 +151,7 @@ def test_a_run_is_never_started_over_another(config: Path, run: Path, train: Tra
         (["--resume", "{run}", "--init", "x"], "--init starts a new run"),
         (["--resume", "{run}", "--output", "x"], "expected no --output"),
         (["--decay", "{run}"], "--steps N"),
+        (["--decay", "{run}", "--steps", "2", "--minutes", "1"], "expected no --minutes"),
         (["--decay", "{run}", "--steps", "0"], "--steps N"),
         (["--config", "{config}", "--output", "{new}", "--set", "run.precision=fp16"], "expected a CUDA GPU"),
         (["--config", "{config}", "--output", "{new}", "--data", "/nowhere"], "expected a folder of images"),

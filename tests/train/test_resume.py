@@ -147,14 +147,11 @@ def test_a_signal_ends_the_step_saves_and_exits_with_130(
     assert_same_run(tmp_path / "run", uninterrupted, logged, state)
 
 
-def test_a_run_without_a_checkpoint_begins_again_with_an_empty_log(
-    config: Path, tmp_path: Path, train: Train, logged: Logged
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/log.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "loss": 7.0}\n')
-    assert train("--config", config, "--output", tmp_path / "run", "--steps", 1) == 0
-    assert logged(tmp_path / "run").keys() == {1}
-    assert logged(tmp_path / "run")[1] < 1
+def test_what_a_kill_left_unfinished_is_swept_away(halfway: Path, tmp_path: Path, train: Train) -> None:
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    (folder / ".tmp-0123456789abcdef.pt").write_bytes(b"half a checkpoint")
+    assert train("--resume", folder, "--steps", 4) == 0
+    assert not list(folder.glob(".tmp-*"))
 
 
 def test_settings_changed_on_resumption_count(halfway: Path, tmp_path: Path, train: Train, state: State) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,9 @@ def test_init_refuses_another_network(
 
 
 def test_a_decay_branches_off_and_leaves_the_run_alone(
-    halfway: Path, train: Train, logged: Logged, state: State
+    halfway: Path, tmp_path: Path, train: Train, logged: Logged, state: State
 ) -> None:
+    halfway = shutil.copytree(halfway, tmp_path / "halfway")  # the branch appears beside it
     before = {path.name: path.read_bytes() for path in halfway.iterdir()}
     assert train("--decay", halfway, "--steps", "4") == 0
     assert {path.name: path.read_bytes() for path in halfway.iterdir()} == before
