@@ -1,2 +1,1 @@
-"""The floor every folder stands on: errors, command lines, files, pictures, padding and
-metrics. Imports none of the others."""
+"""The floor every folder stands on: errors, commands, files, pictures, padding, metrics. Imports no other folder."""

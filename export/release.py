@@ -19,12 +19,11 @@ import typer
 from common import cli
 from common.errors import InputError, ModelError
 from common.files import sha256, whole_file
-from runtime.denoiser import Denoiser
 
 with cli.needs("dev", __name__):
     from export.parity import ASSETS
     from export.to_onnx import Io, Precision, write_onnx
-    from train.evaluate import Protocol, TestSet, check_sigmas, clean_images, evaluate, open_model
+    from train.evaluate import Protocol, check_sigmas, clean_images, evaluate, open_denoiser
     from train.loop import CARD, WEIGHTS
     from train.weights import load_weights, save_weights
 
@@ -62,9 +61,15 @@ def main(
         )
         save_weights(load_weights(run / WEIGHTS), weights)
         write_onnx(weights, onnx_file, Precision.FP32, Io.FLOAT32, overwrite=True)
-        with open_model(onnx_file) as engine, Denoiser(engine) as denoiser:
-            scored_on = engine.name
-            scores = [_score(denoiser, *each, level) for each in sets for level in levels]
+        scores = []
+        with open_denoiser(onnx_file) as denoiser:
+            scored_on = denoiser.engine.name
+            for folder, images in sets:
+                for level in levels:
+                    row = evaluate(denoiser, images, level, Protocol.CLIP8)
+                    scores.append({"set": folder, "images": len(images), "sigma": level, "protocol": row["protocol"]})
+                    scores[-1] |= {"psnr": round(row["psnr"], 3), "ssim": round(row["ssim"], 4)}
+                    print(json.dumps(scores[-1]), flush=True)
         card = {
             "name": name,
             "date": time.strftime("%Y-%m-%d"),
@@ -78,14 +83,6 @@ def main(
         }
         card_file.write_text(json.dumps(card, indent=1) + "\n")
     print(f"wrote {', '.join(str(path) for path in paths.values())}")
-
-
-def _score(denoiser: Denoiser, name: str, images: TestSet, sigma: float) -> dict[str, Any]:
-    row = evaluate(denoiser, images, sigma, Protocol.CLIP8)
-    score = {"set": name, "images": len(images)} | {key: row[key] for key in ("sigma", "protocol")}
-    score |= {"psnr": round(row["psnr"], 3), "ssim": round(row["ssim"], 4)}
-    print(json.dumps(score), flush=True)
-    return score
 
 
 def _commit() -> str:

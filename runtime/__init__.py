@@ -1,4 +1,4 @@
-"""Denoising with an exported model: pictures in, pictures out. Imports neither torch nor train nor export."""
+"""Denoising with an exported model: pictures in, pictures out. Needs no PyTorch."""
 
 from runtime.denoiser import Denoiser
 

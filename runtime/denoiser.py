@@ -24,8 +24,8 @@ no machine. Larger tiles are no faster on a CPU: they leave its caches."""
 TILE = 512
 """Height and width of the tiles of a larger picture."""
 
-OVERLAP = 128
-"""Pixels that neighbouring tiles share. The seam lies in their middle, so every pixel kept is 64 or more from a
+OVERLAP = 96
+"""Pixels that neighbouring tiles share. The seam lies in their middle, so every pixel kept is 48 or more from a
 border that is not the picture's. The network sees further, but hardly: {{HALO}}"""
 
 SMALLEST_TILE = 64

@@ -8,10 +8,12 @@ The protocol: 8-bit images in the order of their names; white Gaussian noise fro
 neither, as most papers do; scores on the output clipped to [0, 1], not quantised, averaged over the images.
 """
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +64,13 @@ def open_model(path: Path, threads: int | None = None) -> Engine:
         torch.set_num_threads(threads)
     network = load_weights(path)
     return TorchEngine(network.cuda() if torch.cuda.is_available() else network, network.config.channels)
+
+
+@contextlib.contextmanager
+def open_denoiser(path: Path, threads: int | None = None) -> Iterator[Denoiser]:
+    """`open_model`, behind the runtime's padding and tiles."""
+    with open_model(path, threads) as model, Denoiser(model) as denoiser:
+        yield denoiser
 
 
 def clean_images(folder: Path) -> TestSet:
@@ -134,12 +143,13 @@ def main(
     if json_ is not None and json_.exists() and not overwrite:
         raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
     sets = {folder: clean_images(folder)[: limit or None] for folder in data}
-    with open_model(engine, threads) as model, Denoiser(model) as denoiser:
+    with open_denoiser(engine, threads) as denoiser:
+        runs_on = denoiser.engine.name
         table = Table(
             "set",
             "images",
             *(f"sigma {level:g}" for level in sigma),
-            title=escape(f"{engine} ({model.name}), {protocol}"),
+            title=escape(f"{engine} ({runs_on}), {protocol}"),
         )
         rows = []
         with Progress(disable=not sys.stderr.isatty(), transient=True, console=Console(stderr=True)) as progress:
@@ -154,7 +164,7 @@ def main(
                 table.add_row(escape(folder.name), str(len(images)), *cells)
         Console().print(table)
         if json_ is not None:
-            result = {"engine": str(engine), "sha256": sha256(engine), "runs_on": model.name, "rows": rows}
+            result = {"engine": str(engine), "sha256": sha256(engine), "runs_on": runs_on, "rows": rows}
             write_whole(json_, json.dumps(_finite(result), indent=1) + "\n", overwrite=overwrite)
 
 
