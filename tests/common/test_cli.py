@@ -1,5 +1,9 @@
 """Exit codes, and lists after one flag."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -9,6 +13,8 @@ from hypothesis import strategies as st
 
 from common.cli import _repeat_flags, application, run
 from common.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -38,6 +44,26 @@ def outcome(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
 
 def test_a_good_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(capsys, "1", "2", "--sigma", "30", "50", "70") == (0, "3 [30, 50, 70]\n", "")
+
+
+def test_values_may_follow_an_equals_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, "--sigma=30", "50") == (0, "0 [30, 50]\n", "")
+
+
+@pytest.mark.parametrize(("stdout", "code"), [("ascii", 0), ("full", 2)])
+def test_a_stdout_that_cannot_take_it(stdout: str, code: int, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from common import cli\napp = cli.application('Shows a name.')\n"
+        "@app.command()\ndef main() -> None:\n    print('\\u00fc.png')\n\ncli.run(app)\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    with open("/dev/full" if stdout == "full" else tmp_path / "out", "w") as out:
+        command = [sys.executable, str(program)]
+        result = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (code, code // 2), result.stderr
+    if stdout == "ascii":
+        assert (tmp_path / "out").read_text() == "\\xfc.png\n"
 
 
 def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the bundled model needs of memory stays under the bound that `runtime.denoiser` states, however large the photo."""
+"""The bundled model stays under the memory bound that `runtime.denoiser` states, and its tiles show no seam."""
 
 import subprocess
 import sys
