@@ -1,10 +1,10 @@
-"""Latency of models, end to end (NumPy image in, NumPy image out), beside PyTorch's on the same machine.
+"""Latency of models, from NumPy samples to NumPy samples, beside PyTorch's on the same machine.
 
     python runtime/benchmark.py --engine assets/blind_color.onnx --size 480x320 --size 1280x720
     python runtime/benchmark.py --engine assets/blind_color.onnx --peer assets/blind_color.safetensors
 
 `--peer` weights run in PyTorch, eager fp32, the deformable convolution by `torchvision.ops.deform_conv2d`: what a
-person has who installs nothing of ours (needs `pip install '.[train]'`). All run in one process on the same images,
+person has who installs nothing of ours (needs `make dev`). All run in one process on the same images,
 turn about, so that a machine's other load falls on each alike. A table, then one JSON line.
 """
 
@@ -100,7 +100,7 @@ def torchvision_peer(weights: Path, threads: int | None) -> Engine:
         from train.sadnet import ModulatedDeformConv
         from train.weights import load_weights
     except ImportError as error:
-        raise DependencyError(f"--peer needs PyTorch ({error}): pip install '.[train]'") from error
+        raise DependencyError(f"--peer needs PyTorch, found none ({error}): run make dev") from error
     if threads:
         torch.set_num_threads(threads)
     network = load_weights(weights)
