@@ -17,6 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STEPS = ("Collecting", "Downloading", "Building", "Installing", "Using")
+"""How the lines of pip's output that tell of progress begin."""
 
 
 def main(extra: str) -> int:
@@ -48,7 +50,8 @@ def main(extra: str) -> int:
             reader.join(0.2)
             if time.monotonic() - told > 5:
                 told = time.monotonic()
-                doing = " ".join(output[-1].split()[:2]) if output else "starting"
+                steps = [line for line in output if line.startswith(STEPS)]
+                doing = " ".join(steps[-1].split()[:2]) if steps else "starting"
                 print(f"installing .[{extra}]  {told - begun:4.0f} s  {doing}", flush=True)
     if pip.returncode:
         sys.stderr.writelines(output[-30:])
