@@ -19,7 +19,7 @@ from runtime.engines import Engine, open_engine
 WORKING_PIXELS = 512 * 512
 """Pixels that go through the network at once unless a tile size is given. In ONNX Runtime in fp32 SADNet was measured
 to need 6 KB a pixel, 12 KB once the allocator has settled: 3 GB at most, on any machine, and the output depends on
-no machine. Larger tiles are no faster on a CPU: they leave its caches."""
+no machine. Larger pieces were measured to be no faster on a CPU."""
 
 TILE = 512
 """Height and width of the tiles of a larger picture."""
