@@ -9,7 +9,6 @@ stack frame in local memory. NVRTC is 13.0: drivers refuse PTX that is newer tha
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,13 +17,12 @@ from rich.table import Table
 
 from common import cli
 from common.errors import DependencyError, InputError, SadnetError
-from plugins import op
+from plugins import launch
 
-KERNELS = Path(__file__).resolve().parent / "kernels"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 """Compute capabilities, times ten, from Turing to Blackwell."""
-TYPES = {"fp32": "float", "fp16": "__half"}
-"""The kernels' SADNET_TYPE for each precision."""
+SADNET_CHANNELS = (32, 64, 128, 256)
+"""Of the network's four deformable convolutions, x and y alike."""
 INSTALL = "pip install -e '.[kernels]'"
 
 
@@ -54,9 +52,19 @@ class Compiled:
     usages: tuple[Usage, ...]
 
 
-def defines(precision: str, negative_slope: float = op.NEGATIVE_SLOPE) -> dict[str, str]:
-    """The macros that every kernel source is compiled with. precision: "fp32" or "fp16"."""
-    return {"SADNET_TYPE": TYPES[precision], "SADNET_NEGATIVE_SLOPE": f"{float(negative_slope)!r}f"}
+def capability(major: int, minor: int) -> int:
+    """Compute capability, times ten: 8 and 9 are 89."""
+    return 10 * major + minor
+
+
+def architecture(number: int) -> int:
+    """The newest of ARCHITECTURES that a GPU of this `capability` runs. Raises DependencyError before Turing."""
+    known = [arch for arch in ARCHITECTURES if arch <= number]
+    if not known:
+        raise DependencyError(
+            f"expected a GPU of compute capability {ARCHITECTURES[0] / 10} (Turing) or later, found {number / 10}"
+        )
+    return max(known)
 
 
 def compile_source(name: str, source: str, arch: int, macros: Mapping[str, str]) -> Compiled:
@@ -66,6 +74,7 @@ def compile_source(name: str, source: str, arch: int, macros: Mapping[str, str])
     """
     nvrtc, include = _nvrtc()
     options = [f"--gpu-architecture=sm_{arch}", "--std=c++17", f"--include-path={include}", "--ptxas-options=-v"]
+    options += [f"--include-path={launch.KERNELS}"]
     options += [f"--define-macro={macro}={value}" for macro, value in macros.items()]
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))
     try:
@@ -80,9 +89,9 @@ def compile_source(name: str, source: str, arch: int, macros: Mapping[str, str])
     return Compiled(name, arch, ptx, cubin, tuple(parse_usage(log)))
 
 
-def compile_kernel(path: Path, arch: int, macros: Mapping[str, str]) -> Compiled:
-    """Compile a file of plugins/kernels. Raises as `compile_source` does."""
-    return compile_source(path.name, path.read_text(), arch, macros)
+def compile_kernel(kernel: launch.Kernel, arch: int) -> Compiled:
+    """Compile a kernel of plugins/kernels with the macros of its launch. Raises as `compile_source` does."""
+    return compile_source(kernel.source, (launch.KERNELS / kernel.source).read_text(), arch, dict(kernel.macros))
 
 
 def parse_usage(log: str) -> Iterator[Usage]:
@@ -132,6 +141,19 @@ def _bytes(size: Any, get: Any, program: Any) -> bytes:
     return buffer
 
 
+def every_kernel() -> Iterator[tuple[str, launch.Kernel]]:
+    """Each kernel that SADNet's layers can run, with a label: plain, linear and fused ones, in every type."""
+    for precision in launch.TYPES:
+        yield f"plain.cu {precision}", launch.teacher(launch.Layer(32, 32), precision)
+        for outputs in launch.LINEAR_PIXELS:
+            (kernel,) = launch.kernels(launch.Layer(outputs, outputs), precision, "linear")
+            yield f"linear.cu {precision} {outputs} outputs", kernel
+    for channels in SADNET_CHANNELS:
+        layer = launch.Layer(channels, channels)
+        for tile, kernel in zip(launch.tiles(layer), launch.kernels(layer, "fp16", "hwc8"), strict=True):
+            yield f"fused.cu C {channels}, {tile.label}", kernel
+
+
 app = cli.application("Compile every CUDA kernel and print what it uses.")
 
 
@@ -144,18 +166,17 @@ def main(
     for text in arch:
         if text not in (*known, "all"):
             raise InputError(f"--arch: expected all, or one of {', '.join(known)}, found {text!r}")
-    table = Table("kernel", "precision", "arch", "registers", "shared", "stack", "spilled", "PTX")
+    table = Table("kernel", "arch", "registers", "shared", "stack", "spilled")
     bad = []
-    for path in sorted(KERNELS.glob("*.cu")):
-        for precision in TYPES:
-            for number in known if "all" in arch else arch:
-                compiled = compile_kernel(path, int(number), defines(precision))
-                for u in compiled.usages:
-                    sizes = (u.registers, u.shared, u.stack, u.spilled, len(compiled.ptx))
-                    table.add_row(path.name, precision, f"sm_{number}", *map(str, sizes))
-                    if u.stack or u.spilled:
-                        bad.append(f"{path.name} {precision} sm_{number}")
-    Console().print(table)
+    for label, kernel in every_kernel():
+        for number in known if "all" in arch else arch:
+            compiled = compile_kernel(kernel, int(number))
+            for u in compiled.usages:
+                sizes = (u.registers, u.shared, u.stack, u.spilled)
+                table.add_row(label, f"sm_{number}", *map(str, sizes))
+                if u.stack or u.spilled:
+                    bad.append(f"{label} sm_{number}")
+    Console(width=max(Console().width, 100)).print(table)  # a pipe is as wide as the table
     if bad:
         raise CompileError(f"expected no spilled registers and no stack frame, found some in {', '.join(bad)}")
 

@@ -1,7 +1,7 @@
 """The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
 
-On CPU tensors `plugins.reference` computes it, on CUDA tensors torchvision's kernel, which is always fed fp32: its
-half-precision kernel computes sampling coordinates in half.
+On CPU tensors `plugins.reference` computes it. On CUDA tensors the node runs our kernels in fp32 and fp16; in training,
+torchvision's does it, which is always fed fp32: its half-precision kernel computes sampling coordinates in half.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from plugins import op, reference
+from plugins import cuda_driver, launch, op, reference
 
 
 def modulated_deform_conv2d(
@@ -65,6 +65,8 @@ def torchvision_form(
 def _node(
     x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
 ) -> Tensor:
+    if x.is_cuda and x.dtype in PRECISIONS:
+        return kernel_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
     return _in_type_of_x(x, offset_mask, weight, bias, offset_groups, negative_slope).contiguous()
 
 
@@ -72,13 +74,65 @@ def _node(
 def _(
     x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
 ) -> Tensor:
-    return x.new_empty(op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups))
+    shape = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
+    channels_last = x.device.type == "cuda" and _layout(x, weight) == "hwc8"
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
+PRECISIONS: dict[torch.dtype, launch.Precision] = {torch.float32: "fp32", torch.float16: "fp16"}
+"""The types that our kernels compute in."""
+
+_chosen: dict[Any, launch.Kernel] = {}
+
+
+def kernel_form(
+    x: Tensor,
+    offset_mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offset_groups: int = op.OFFSET_GROUPS,
+    negative_slope: float = op.NEGATIVE_SLOPE,
+) -> Tensor:
+    """The op by our kernels, on CUDA tensors of fp32 or fp16; not differentiable.
+
+    y is channels_last where the channels-last kernel computes it: fp16, channels and outputs multiples of 8. Tensors in
+    another order are brought into it first. The first call with a shape times the kernels that can do it and keeps the
+    fastest; while a CUDA graph is captured it takes the likeliest. Raises as `plugins.cuda_driver.launch` does.
+    """
+    shape = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
+    layout = _layout(x, weight)
+    order = torch.channels_last if layout == "hwc8" else torch.contiguous_format
+    planes = [_aligned(t.to(x.dtype).contiguous(memory_format=order)) for t in (x, offset_mask, weight)]
+    tensors = (planes[0], planes[1], planes[2], _aligned(bias.to(x.dtype).contiguous()))
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+    if not y.numel():
+        return y
+    layer = launch.Layer(x.shape[1], weight.shape[0], offset_groups, negative_slope)
+    key = (layer, layout, x.dtype, x.device, x.shape)
+    if key not in _chosen:
+        kernels = launch.kernels(layer, PRECISIONS[x.dtype], layout)
+        if len(kernels) > 1 and torch.cuda.is_current_stream_capturing():
+            cuda_driver.launch(kernels[0], *tensors, y, offset_groups)
+            return y
+        _chosen[key] = cuda_driver.fastest(kernels, *tensors, y, offset_groups) if len(kernels) > 1 else kernels[0]
+    cuda_driver.launch(_chosen[key], *tensors, y, offset_groups)
+    return y
+
+
+def _layout(x: Tensor, weight: Tensor) -> launch.Layout:
+    fits = x.dtype == torch.float16 and x.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0
+    return "hwc8" if fits else "linear"
+
+
+def _aligned(t: Tensor) -> Tensor:
+    return t if t.data_ptr() % cuda_driver.ALIGNMENT == 0 else t.clone(memory_format=torch.preserve_format)
 
 
 def _in_type_of_x(
     x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
 ) -> Tensor:
-    """What the node computes: its type is that of x, as its fake kernel promises, under autocast too."""
+    """The differentiable form in the type of x, which is what the node's fake kernel promises, under autocast too."""
     with torch.autocast(x.device.type, enabled=False):
         others = offset_mask.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype)
         return _differentiable(x, *others, offset_groups, negative_slope)

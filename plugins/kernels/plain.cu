@@ -2,7 +2,7 @@
 // order of the formula. The teacher of the fast kernels: slow, and right by inspection.
 //
 // Tensors are NCHW, of type T (compiled in: float or __half); coordinates, weights of the corners and the sum are fp32.
-// Launch: 128 threads a block, ceil(N * O * H * W / 128) blocks, no shared memory.
+// A block: 128 pixels of a row, blockIdx.x of them from the first row's on; output blockIdx.y of image blockIdx.z.
 #include <cuda_fp16.h>
 
 typedef SADNET_TYPE T;
@@ -28,12 +28,11 @@ static __device__ float sample(const T* image, float y, float x, int h, int w) {
 
 extern "C" __global__ void modulated_deform_conv2d(const T* x, const T* offset_mask, const T* weight, const T* bias,
                                                    int n, int c, int h, int w, int o, int groups, T* y) {
-  const int taps = 9;
-  const long long plane = (long long)h * w, index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-  if (index >= n * o * plane) return;
-  const long long pixel = index % plane;
-  const int row = (int)(pixel / w), column = (int)(pixel % w);
-  const int out_channel = (int)(index / plane % o), image = (int)(index / plane / o), group_channels = c / groups;
+  const int taps = 9, blocks_across = (w + blockDim.x - 1) / blockDim.x;
+  const int row = blockIdx.x / blocks_across, column = blockIdx.x % blocks_across * blockDim.x + threadIdx.x;
+  const int out_channel = blockIdx.y, image = blockIdx.z, group_channels = c / groups;
+  if (column >= w) return;
+  const long long plane = (long long)h * w, pixel = (long long)row * w + column;
 
   const T* moves = offset_mask + (long long)image * 3 * taps * groups * plane + pixel;  // this pixel's, plane by plane
   float sum = wide(bias[out_channel]);
@@ -50,5 +49,5 @@ extern "C" __global__ void modulated_deform_conv2d(const T* x, const T* offset_m
       }
     }
   }
-  narrow(sum >= 0 ? sum : sum * SADNET_NEGATIVE_SLOPE, &y[index]);
+  narrow(sum >= 0 ? sum : sum * SADNET_NEGATIVE_SLOPE, y + ((long long)image * o + out_channel) * plane + pixel);
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from plugins import nvrtc
+from plugins import launch, nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
 SPILLING = """
@@ -23,16 +23,17 @@ def test_every_kernel_compiles_for_every_architecture_without_spills() -> None:
     command = [sys.executable, "plugins/nvrtc.py", "--arch", "all"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    sources = list(nvrtc.KERNELS.glob("*.cu"))
-    assert sources
-    for source in sources:
+    labels = [label for label, _ in nvrtc.every_kernel()]
+    assert {label.split()[0] for label in labels} == {path.name for path in launch.KERNELS.glob("*.cu")}
+    lines = [line.replace("│", "").split() for line in result.stdout.splitlines()]
+    for label in labels:
         for arch in nvrtc.ARCHITECTURES:
-            assert sum(source.name in line and f"sm_{arch} " in line for line in result.stdout.splitlines()) >= 2
+            assert sum(line[: len(label.split()) + 1] == [*label.split(), f"sm_{arch}"] for line in lines) == 1
 
 
 @pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES)
 def test_ptx_is_for_the_architecture_and_for_driver_580(arch: int) -> None:
-    compiled = nvrtc.compile_kernel(nvrtc.KERNELS / "plain.cu", arch, nvrtc.defines("fp16"))
+    compiled = nvrtc.compile_kernel(launch.teacher(launch.Layer(32, 32), "fp16"), arch)
     ptx = compiled.ptx.decode()
     assert f".target sm_{arch}" in ptx
     version = next(line.split()[1] for line in ptx.splitlines() if line.startswith(".version"))
@@ -56,8 +57,10 @@ def test_a_stack_frame_is_seen_and_fails_the_command(
     (usage,) = nvrtc.compile_source("spilling.cu", SPILLING, 80, {}).usages
     assert usage.stack >= 256
     (tmp_path / "spilling.cu").write_text(SPILLING)
-    monkeypatch.setattr(nvrtc, "KERNELS", tmp_path)
-    with pytest.raises(nvrtc.CompileError, match=r"no stack frame, found some in spilling\.cu fp32 sm_80"):
+    kernel = launch.Kernel("spilling.cu", (), 32, 32, 1, 1, 1)
+    monkeypatch.setattr(launch, "KERNELS", tmp_path)
+    monkeypatch.setattr(nvrtc, "every_kernel", lambda: iter([("spilling.cu", kernel)]))
+    with pytest.raises(nvrtc.CompileError, match=r"no stack frame, found some in spilling\.cu sm_80"):
         nvrtc.main(["80"])
     assert str(usage.stack) in capsys.readouterr().out
 

@@ -1,0 +1,97 @@
+"""Which kernel runs a layer, and that its launch covers every sample of y once."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import InputError
+from plugins import launch
+from plugins.launch import Layer, Tile
+
+SADNET = [Layer(c, c) for c in (32, 64, 128, 256)]
+
+
+@pytest.mark.parametrize("layer", SADNET, ids=lambda layer: str(layer.channels))
+def test_each_layer_of_sadnet_has_several_tiles_that_fit(layer: Layer) -> None:
+    tiles = launch.tiles(layer)
+    assert len(tiles) >= 2
+    assert len(set(tiles)) == len(tiles)
+    assert all(tile.fits(layer) for tile in tiles)
+    kernels = launch.kernels(layer, "fp16", "hwc8")
+    assert len(set(kernels)) == len(tiles)
+    for tile, kernel in zip(tiles, kernels, strict=True):
+        assert kernel.threads == 32 * tile.warps * tile.k_groups <= 1024
+        assert kernel.output_blocks * tile.outputs == layer.outputs
+
+
+@given(
+    layer=st.sampled_from([*SADNET, Layer(24, 40, 3), Layer(8, 8, 1), Layer(512, 264, 8), Layer(32, 64, 8)]),
+    precision=st.sampled_from(["fp32", "fp16"]),
+    layout=st.sampled_from(["linear", "hwc8"]),
+    n=st.integers(1, 4),
+    h=st.integers(1, 3000),
+    w=st.integers(1, 5000),
+)
+def test_a_grid_covers_all_of_y_and_no_tile_more(
+    layer: Layer, precision: launch.Precision, layout: launch.Layout, n: int, h: int, w: int
+) -> None:
+    if layout == "hwc8" and precision == "fp32":
+        return
+    for kernel in (*launch.kernels(layer, precision, layout), launch.teacher(layer, precision)):
+        x, y, z = kernel.grid(n, h, w)
+        tiles = -(-w // kernel.width) * -(-h // kernel.height)
+        assert 0 <= x * kernel.tiles - tiles < kernel.tiles
+        assert kernel.output_blocks == y
+        assert z == n
+        macros = dict(kernel.macros)
+        if kernel.source != "plain.cu":
+            outputs = macros["SADNET_TILE"].split(",")[1] if kernel.source == "fused.cu" else macros["SADNET_OUTPUTS"]
+            assert 0 <= y * int(outputs) - layer.outputs < int(outputs)
+
+
+@given(
+    channels=st.integers(1, 40).map(lambda units: 8 * units),
+    outputs=st.integers(1, 40).map(lambda units: 8 * units),
+)
+def test_every_multiple_of_8_has_a_tile_that_fits(channels: int, outputs: int) -> None:
+    for groups in (g for g in range(1, channels + 1) if channels % g == 0):
+        layer = Layer(channels, outputs, groups)
+        (*_, tile) = launch.tiles(layer)
+        assert tile.fits(layer)
+
+
+def test_sadnets_tiles_serve_its_channels_at_any_number_of_groups() -> None:
+    assert launch.tiles(Layer(32, 32, 4)) == launch.tiles(Layer(32, 32, 8))
+    assert launch.tiles(Layer(32, 64, 8)) != launch.tiles(Layer(32, 32, 8))
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "precision"), [(12, 8, "fp16"), (8, 12, "fp16"), (32, 32, "fp32")], ids=str
+)
+def test_what_no_channels_last_kernel_computes_is_refused(
+    channels: int, outputs: int, precision: launch.Precision
+) -> None:
+    with pytest.raises(InputError, match=rf"multiples of 8.* found {precision} with {channels} channels and {outputs}"):
+        launch.kernels(Layer(channels, outputs, 4), precision, "hwc8")
+
+
+@pytest.mark.parametrize("groups", [0, 3, -1])
+def test_groups_that_do_not_divide_the_channels_are_refused(groups: int) -> None:
+    with pytest.raises(InputError, match=f"found {groups} groups for 32 channels"):
+        Layer(32, 32, groups)
+
+
+def test_padding_of_offset_mask_is_compiled_in() -> None:
+    tight, padded = Layer(8, 8, 1), Layer(8, 8, 1, offset_pitch=32)
+    assert (tight.pitch, padded.pitch) == (27, 32)
+    (kernel,) = launch.kernels(padded, "fp16", "hwc8")
+    assert dict(kernel.macros)["SADNET_OFFSET_PITCH"] == "32"
+
+
+def test_shared_memory_counts_the_ring_or_the_partial_sums() -> None:
+    layer = Layer(128, 128)
+    assert Tile(4, 128, 1, 3, 1, 2).shared(layer) == 3 * 128 * 64
+    assert Tile(4, 64, 2, 3, 1, 2).shared(layer) == 2 * 3 * 64 * 64
+    assert Tile(16, 128, 2, 3, 1, 1).shared(layer) == 16 * 16 * 128 * 4  # sums of one k group
+    assert not Tile(16, 128, 2, 3, 1, 1).fits(layer)
+    assert Tile(16, 32, 1, 0, 4, 1).shared(Layer(32, 32)) == 9 * 32 * 64
