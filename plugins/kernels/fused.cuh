@@ -5,18 +5,18 @@
 // weights and sums are fp32.
 //
 // A warp computes 16 pixels of a row, one below another warp's, for a block's outputs: a product of A, 16 pixels by
-// 9 * C samples, and B, the weights. One step of it takes a chunk of 32 channels of one tap, two m16n8k16 products deep.
+// 9 * C samples, and B, the weights. One step of it takes a chunk of 32 channels of one tap: two m16n8k16 products.
 //
 //   A  Lane 4 * row + slot must hold pixels `row` and `row + 8`, and of the 32 samples those whose place in the sum is
 //      2 * slot, 2 * slot + 1, 2 * slot + 8 and 2 * slot + 9 of either product. A sum may be taken in any order: slot s
 //      owns channels 8 s to 8 s + 7 of the chunk. So a lane samples for itself; no other lane needs its samples.
-//   B  A block's warps share the weights, through a ring of steps in shared memory, or all of them where they fit. A row
-//      is one output's 32 weights of a step, 64 bytes: a lane's operands of both products are 16 bytes in a row.
+//   B  A block's warps share the weights in shared memory: a ring of steps, or all of them where they fit. A row is one
+//      output's 32 weights of a step, 64 bytes: a lane's operands of both products are 16 bytes in a row.
 //   y  Rows are ordered so that a lane ends with 8 outputs in a row of either pixel: 16 bytes.
 //
 // The next step's samples are on their way while this step's are multiplied, and its places before that.
 #pragma once
-#include <ptx.cuh>
+#include <sampling.cuh>
 
 namespace sadnet {
 
@@ -27,7 +27,7 @@ struct Layer {
   static constexpr int channels = C, outputs = O, groups = GROUPS, group_channels = C / GROUPS, pitch = PITCH;
   static constexpr int chunks = (C + CHUNK - 1) / CHUNK;
   // Channels of a slot that move together, so that one load fetches them; and how many such samples make the slot.
-  static constexpr int sample = group_channels % 8 == 0 ? 8 : group_channels % 4 == 0 ? 4 : group_channels % 2 == 0 ? 2 : 1;
+  static constexpr int sample = (group_channels | SLOT) & -(group_channels | SLOT);  // greatest common divisor with 8
   static constexpr int samples = SLOT / sample;
 };
 
@@ -38,143 +38,17 @@ struct Tile {
   static constexpr int min_blocks = MIN_BLOCKS, threads = 32 * WARPS * K_GROUPS;
 };
 
-// The output whose weights row r holds. In every 32 of them: lane 4 * row + t ends with column 2 t + j of the i-th product
-// of 8 columns, and 8 t + 2 i + j is the output that it shall be. It moves bits only: of disjoint r, it is additive.
+// The output whose weights row r holds. In every 32 of them: lane 4 * row + t ends with column 2 t + j of the i-th
+// product of 8 columns, and 8 t + 2 i + j is the output that it shall be. It only moves bits: of disjoint r, it is
+// additive.
 static __host__ __device__ constexpr int output_of_row(int r) {
   return (r & ~31) + (r & 6) * 4 + (r >> 3 & 3) * 2 + (r & 1);
 }
 
-static __device__ __forceinline__ float half_bits(u32 bits) { return __half2float(__ushort_as_half((u16)bits)); }
-static __device__ __forceinline__ float2 halves(u32 bits) { return make_float2(half_bits(bits & 0xffff), half_bits(bits >> 16)); }
-static __device__ __forceinline__ u32 pack(float low, float high) {
-  return (u32)__half_as_ushort(__float2half_rn(low)) | (u32)__half_as_ushort(__float2half_rn(high)) << 16;
-}
-static __device__ __forceinline__ float sigmoid(float v) {
-  return reciprocal_approximate(1.f + exp2_approximate(-1.4426950408889634f * v));
-}
+// ---- A: operands of sampled channels
 
-// ---- where to sample
-
-// A float of less than 2^22 plus this, rounded down, holds floor() of the float in its low bits.
-static constexpr float FLOOR = 12582912.f;  // 1.5 * 2^23
-static constexpr int FLOOR_BITS = 0x4B400000;
-
-// One image of x, and how to step in it: 0 where there is no second row or column to step to.
-struct Image {
-  const char* first;
-  u32 down, right;  // bytes
-  u32 origin;       // what y * down + x * 2 * channels is for the first pixel, y and x being FLOOR_BITS + 0, with a minus
-  int last_top, last_left;  // FLOOR_BITS + the last row, column that has a neighbour
-  float has_second_row, has_second_column;  // 1, or far below 0
-};
-
-static __device__ __forceinline__ Image image_of(const __half* x, int n, int h, int w, int c) {
-  Image image;
-  image.first = (const char*)(x + (long long)n * h * w * c);
-  image.right = w > 1 ? 2 * c : 0;
-  image.down = h > 1 ? 2 * c * w : 0;
-  image.origin = 0u - FLOOR_BITS * (image.down + 2u * c);
-  image.last_top = FLOOR_BITS + max(h - 2, 0);
-  image.last_left = FLOOR_BITS + max(w - 2, 0);
-  image.has_second_row = h > 1 ? 1.f : -1e30f;
-  image.has_second_column = w > 1 ? 1.f : -1e30f;
-  return image;
-}
-
-// A coordinate's two neighbours: FLOOR_BITS + the first's index, kept where both are inside, and the weight of either,
-// which is 0 for one that is no neighbour. So every load is inside the image, and far, infinite and NaN places weigh
-// nothing.
-static __device__ __forceinline__ u32 neighbours(float at, int last, float has_second, float& first, float& second) {
-  const int bits = max(min(__float_as_int(__fadd_rd(at, FLOOR)), last), FLOOR_BITS);
-  const float past = at - (__int_as_float(bits) - FLOOR);
-  first = __saturatef(1.f - fabsf(past));
-  second = __saturatef(has_second - fabsf(past - 1.f));
-  return bits;
-}
-
-// Raw words of offset_mask for one sample.
-struct Move {
-  u32 y_x;  // two halves
-  u32 logit;
-};
-
-template <class L>
-static __device__ __forceinline__ Move load_move(const char* y_x, const char* logit) {
-  if constexpr (L::pitch % 2 == 0) return {load4(y_x), load2(logit)};
-  return {load2(y_x) | (u32)load2(y_x + 2) << 16, load2(logit)};  // a pixel may begin between two words of 4 bytes
-}
-
-// Four corners: bytes from the image's first sample, and weights times mask.
-struct Place {
-  u32 top_left;
-  float weight[4];
-};
-
-template <class L>
-static __device__ __forceinline__ Place place_of(const Image& image, Move move, float tap_y, float tap_x) {
-  float top, bottom, left, right;
-  const float2 offset = halves(move.y_x);
-  const u32 y = neighbours(tap_y + offset.x, image.last_top, image.has_second_row, top, bottom);
-  const u32 x = neighbours(tap_x + offset.y, image.last_left, image.has_second_column, left, right);
-  const float mask = sigmoid(half_bits(move.logit));
-  top *= mask;
-  bottom *= mask;
-  return {y * image.down + x * (2 * L::channels) + image.origin, {top * left, top * right, bottom * left, bottom * right}};
-}
-
-// ---- the samples
-
-template <int SAMPLE>
-struct Vector {  // SAMPLE channels of one corner
-  u32 word[(SAMPLE + 1) / 2];
-};
-static __device__ __forceinline__ void load(Vector<8>& to, const char* from) {
-  const uint4 v = load16(from);
-  to.word[0] = v.x, to.word[1] = v.y, to.word[2] = v.z, to.word[3] = v.w;
-}
-static __device__ __forceinline__ void load(Vector<4>& to, const char* from) {
-  const uint2 v = load8(from);
-  to.word[0] = v.x, to.word[1] = v.y;
-}
-static __device__ __forceinline__ void load(Vector<2>& to, const char* from) { to.word[0] = load4(from); }
-static __device__ __forceinline__ void load(Vector<1>& to, const char* from) { to.word[0] = load2(from); }
-
-template <int SAMPLE>
-struct Corners {
-  Vector<SAMPLE> corner[4];
-  float weight[4];
-};
-
-template <int SAMPLE>
-static __device__ __forceinline__ void gather(Corners<SAMPLE>& to, const Image& image, const Place& place, u32 channel) {
-  const char* at = image.first + (place.top_left + 2 * channel);
-  load(to.corner[0], at);
-  load(to.corner[1], at + image.right);
-  load(to.corner[2], at + image.down);
-  load(to.corner[3], at + image.down + image.right);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) to.weight[i] = place.weight[i];
-}
-
-template <int SAMPLE>
-static __device__ __forceinline__ Vector<SAMPLE> interpolate(const Corners<SAMPLE>& from) {
-  Vector<SAMPLE> to;
-#pragma unroll
-  for (int i = 0; i < (SAMPLE + 1) / 2; ++i) {
-    float2 sum = make_float2(0.f, 0.f);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float2 v = halves(from.corner[k].word[i]);
-      sum.x += from.weight[k] * v.x;
-      sum.y += from.weight[k] * v.y;
-    }
-    to.word[i] = pack(sum.x, sum.y);
-  }
-  return to;
-}
-
-// A lane's part of a step: 8 channels of its slot for its two pixels. Channels of a sample move together; where these are
-// 4, even and odd pairs of pixels take a slot's two samples in opposite order, so that the lanes that a load serves
+// A lane's part of a step: 8 channels of its slot for its two pixels. Channels of a sample move together; where these
+// are 4, even and odd pairs of pixels take a slot's two samples in opposite order, so that the lanes that a load serves
 // together touch all banks.
 template <class L>
 static __device__ __forceinline__ int sample_at(int i, int lane) {
@@ -209,8 +83,8 @@ struct Moves {
 
 // The products' operands: two pixels' 8 channels, as they are in memory.
 template <class L>
-static __device__ __forceinline__ void interpolate_slot(u32 (&operand)[2][4], const Corners<L::sample> (&corners)[2][L::samples],
-                                                        int lane) {
+static __device__ __forceinline__ void interpolate_slot(u32 (&operand)[2][4],
+                                                        const Corners<L::sample> (&corners)[2][L::samples], int lane) {
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
     Vector<L::sample> v[L::samples];
@@ -236,10 +110,9 @@ static __device__ __forceinline__ void interpolate_slot(u32 (&operand)[2][4], co
   }
 }
 
-// ---- the weights
+// ---- B: the weights
 
-// A piece of 16 bytes: 8 channels of one output, that row `row` of a step's weights begins slot `slot` with. Zeros where
-// the layer has no such output or channel.
+// One slot of a row, 16 bytes: 8 channels of one output. Zeros where the layer has no such output or channel.
 template <class L, class T>
 static __device__ __forceinline__ void copy_piece(__half* to, const __half* from, int output, int channel) {
   if ((L::outputs % T::outputs == 0 || output < L::outputs) && (L::channels % CHUNK == 0 || channel < L::channels))
@@ -256,7 +129,8 @@ static __device__ __forceinline__ void copy_all_weights(__half* to, const __half
   for (int i = threadIdx.x; i < L::chunks * TAPS * step; i += T::threads) {
     const int row = i % step / 4, channel = i / step / TAPS * CHUNK + i % 4 * SLOT;
     const int output = first_output + output_of_row(row);
-    copy_piece<L, T>(to + i * SLOT, weight + ((long long)output * TAPS + i / step % TAPS) * L::channels + channel, output, channel);
+    const __half* from = weight + ((long long)output * TAPS + i / step % TAPS) * L::channels + channel;
+    copy_piece<L, T>(to + i * SLOT, from, output, channel);
   }
   copies_commit();
   copies_wait<0>();
@@ -271,7 +145,8 @@ struct Weights {
   int output, channel;
 
   __device__ __forceinline__ Weights(const __half* weight, int first_output, int first_channel, int thread) {
-    static_assert(T::stages == 0 || (T::outputs % rows == 0 && (rows & (rows - 1)) == 0), "a thread's rows begin alike");
+    static_assert(T::stages == 0 || (T::outputs % rows == 0 && (rows & (rows - 1)) == 0),
+                  "a thread's rows begin alike");
     output = first_output + output_of_row(thread / 4);
     channel = first_channel + thread % 4 * SLOT;
     from = weight + (long long)output * TAPS * L::channels + channel;
@@ -283,16 +158,18 @@ struct Weights {
   }
   __device__ __forceinline__ void copy(__half* stage, int thread) const {
 #pragma unroll
-    for (int i = 0; i < pieces; ++i)
-      copy_piece<L, T>(stage + (i * threads + thread) * SLOT, from + output_of_row(i * rows) * TAPS * L::channels,
-                    output + output_of_row(i * rows), channel);
+    for (int i = 0; i < pieces; ++i) {
+      const int further = output_of_row(i * rows);
+      copy_piece<L, T>(stage + (i * threads + thread) * SLOT, from + further * TAPS * L::channels, output + further,
+                       channel);
+    }
   }
 };
 
 // sums (16 pixels x outputs) += operands * weights
 template <class T>
-static __device__ __forceinline__ void multiply(float (&sum)[T::outputs / 8][4], const u32 (&a)[2][4], const __half* weights,
-                                                int lane) {
+static __device__ __forceinline__ void multiply(float (&sum)[T::outputs / 8][4], const u32 (&a)[2][4],
+                                                const __half* weights, int lane) {
 #pragma unroll
   for (int j = 0; j < T::outputs / 8; ++j) {
     const uint4 b = *(const uint4*)(weights + (j * 32 + lane) * SLOT);
@@ -301,7 +178,7 @@ static __device__ __forceinline__ void multiply(float (&sum)[T::outputs / 8][4],
   }
 }
 
-// ---- the result
+// ---- y: the result
 
 // 8 outputs in a row of one pixel: bias, activation, rounding.
 static __device__ __forceinline__ void store8(__half* y, const float (&v)[8], const __half* bias,
@@ -320,8 +197,8 @@ static __device__ __forceinline__ void store8(__half* y, const float (&v)[8], co
 
 // The sums of all k groups into the first's, one group after another: the same order every time.
 template <class T>
-static __device__ __forceinline__ void add_k_groups(float (&sum)[T::outputs / 8][4], float* shared, int k_group, int warp,
-                                                    int lane) {
+static __device__ __forceinline__ void add_k_groups(float (&sum)[T::outputs / 8][4], float* shared, int k_group,
+                                                    int warp, int lane) {
   float4* mine = (float4*)shared + warp * (T::outputs / 8) * 32 + lane;
   for (int from = 1; from < T::k_groups; ++from) {
     __syncthreads();  // the weights, or the sums before, have been read
@@ -347,14 +224,16 @@ static __device__ __forceinline__ void fused(const __half* x, const __half* offs
   constexpr int chunks = L::chunks / T::k_groups, steps = chunks * TAPS, stage_halves = T::outputs * CHUNK;
   constexpr int ring = T::k_groups * (T::stages ? T::stages : steps) * stage_halves;
   constexpr int partial_sums = T::k_groups > 1 ? T::warps * PIXELS * T::outputs * 2 : 0;  // in halves
-  static_assert(L::chunks % T::k_groups == 0 && L::channels % 8 == 0 && L::outputs % 8 == 0 && T::outputs % 32 == 0, "");
+  static_assert(L::chunks % T::k_groups == 0 && L::channels % 8 == 0 && L::outputs % 8 == 0 && T::outputs % 32 == 0,
+                "what plugins/launch.py chooses");
   static_assert(T::stages == 3 || (T::stages == 0 && T::k_groups == 1), "a ring of three, or all weights");
   static_assert(T::tiles == 1 || T::stages == 0, "a ring of weights streams once");
   __shared__ __align__(16) __half shared[ring > partial_sums ? ring : partial_sums];
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % T::warps, k_group = threadIdx.x / 32 / T::warps;
   const int group_thread = threadIdx.x % (32 * T::warps), first_output = blockIdx.y * T::outputs;
-  const int n = blockIdx.z, tiles_across = (w + PIXELS - 1) / PIXELS, tiles = tiles_across * ((h + T::warps - 1) / T::warps);
+  const int n = blockIdx.z, tiles_across = (w + PIXELS - 1) / PIXELS;
+  const int tiles = tiles_across * ((h + T::warps - 1) / T::warps);
   const int first_channel = k_group * chunks * CHUNK, slot_channel = first_channel + lane % 4 * SLOT;
   const Image image = image_of(x, n, h, w, L::channels);
   __half* const ring_weights = shared + k_group * T::stages * stage_halves;
@@ -368,8 +247,10 @@ static __device__ __forceinline__ void fused(const __half* x, const __half* offs
     const int inside_row = min(row, h - 1);  // what is outside is computed, to keep barriers simple, and not stored
     const char* pixel[2];
 #pragma unroll
-    for (int p = 0; p < 2; ++p)
-      pixel[p] = (const char*)(offset_mask + (((long long)n * h + inside_row) * w + min(column + 8 * p, w - 1)) * L::pitch);
+    for (int p = 0; p < 2; ++p) {
+      const long long index = ((long long)n * h + inside_row) * w + min(column + 8 * p, w - 1);
+      pixel[p] = (const char*)(offset_mask + index * L::pitch);
+    }
 
     float sum[T::outputs / 8][4];
 #pragma unroll
@@ -455,7 +336,8 @@ static __device__ __forceinline__ void fused(const __half* x, const __half* offs
           float v[8];
 #pragma unroll
           for (int k = 0; k < 8; ++k) v[k] = sum[j * 4 + k / 2][2 * p + k % 2];
-          store8(y + (((long long)n * h + row) * w + column + 8 * p) * L::outputs + output, v, bias + output, negative_slope);
+          const long long index = ((long long)n * h + row) * w + column + 8 * p;
+          store8(y + index * L::outputs + output, v, bias + output, negative_slope);
         }
   }
 }

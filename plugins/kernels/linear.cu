@@ -145,9 +145,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       const T* at = planes + place.top_left;
 #pragma unroll
       for (int i = 0; i < STEP_CHANNELS; ++i) {
-        columns[(i * TAPS + tap) * PIXELS + sampled] =
-            place.weight[0] * load(at) + place.weight[1] * load(at + right) + place.weight[2] * load(at + down) +
-            place.weight[3] * load(at + down + right);
+        columns[(i * TAPS + tap) * PIXELS + sampled] = place.weight[0] * load(at) + place.weight[1] * load(at + right) +
+                                                       place.weight[2] * load(at + down) +
+                                                       place.weight[3] * load(at + down + right);
         if (i + 1 < channels) at += plane;  // else the last one's samples again, which are not multiplied
       }
     }

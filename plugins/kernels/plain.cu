@@ -45,7 +45,8 @@ extern "C" __global__ void modulated_deform_conv2d(const T* x, const T* offset_m
       for (int i = 0; i < group_channels; ++i) {
         const int channel = group * group_channels + i;
         const T* from = x + ((long long)image * c + channel) * plane;
-        sum += wide(weight[((long long)out_channel * c + channel) * taps + tap]) * mask * sample(from, at_y, at_x, h, w);
+        sum +=
+            wide(weight[((long long)out_channel * c + channel) * taps + tap]) * mask * sample(from, at_y, at_x, h, w);
       }
     }
   }

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from plugins.launch import Kernel
-from tests.plugins.cpu_shim.build import Array, Compiled, build, compiler
+from tests.plugins.cpu_shim.build import NEEDS_COMPILER, Array, Compiled, build
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here: apt-get install g++")
+pytestmark = NEEDS_COMPILER
 
 ARGUMENTS = (
     """const float* x, const float* size, const float*, const float*, int, int, int, int w, int, int, float* y"""
@@ -57,8 +56,8 @@ def axis(rng: np.random.Generator, size: int, count: int) -> tuple[Array, Array]
     """Places of taps in or beside an image, and offsets: small, whole, far, on borders, none at all."""
     tap = rng.integers(-1, size + 1, count)
     tap = np.where(rng.random(count) < 0.3, rng.choice([-1, 0, size - 2, size - 1, size], count), tap)
-    tiny = np.float16(2**-24)
-    odd = [0, 0.5, -0.5, 1, -1, 2, tiny, -tiny, 1 - 2**-11, 2**-11 - 1, 6e4, -6e4, np.inf, -np.inf, np.nan]
+    tiny = 2.0**-24  # the least half above 0
+    odd: list[float] = [0, 0.5, -0.5, 1, -1, 2, tiny, -tiny, 1 - 2**-11, 2**-11 - 1, 6e4, -6e4, np.inf, -np.inf, np.nan]
     offset = np.where(rng.random(count) < 0.4, rng.choice(odd, count), 3 * rng.standard_normal(count))
     return tap.astype(np.float32), offset.astype(np.float16).astype(np.float32)
 

@@ -8,30 +8,29 @@ import pytest
 
 from plugins import launch
 from plugins.launch import Kernel, Layer, Tile
-from tests.plugins.cpu_shim.build import Fault, build, compiler
+from tests.plugins.cpu_shim.build import NEEDS_COMPILER, Compiled, KernelError, build
 from tests.plugins.cpu_shim.cases import Case, check
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here: apt-get install g++")
+pytestmark = NEEDS_COMPILER
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kernel, and the file that bugs are planted in."""
+    """A kernel, and the files that bugs are planted in."""
 
     layer: Layer
     kernel: Kernel
-    file: str
+    files: tuple[str, ...]
 
-    def check(self, folder: Path, sources: dict[str, str] | None = None) -> None:
-        """Runs all cases. Raises Fault or AssertionError where one is wrong."""
-        kernel = build(self.kernel, folder, sources)
+    def check(self, kernel: Compiled) -> None:
+        """Runs all cases. Raises KernelError or AssertionError where one is wrong."""
         for case, seed in self.cases():
             found = kernel(case.arrays(), self.layer.offset_groups, self.layer.pitch, seed)
-            check(found, case, rounds_samples=self.file == "fused.cuh")
+            check(found, case, rounds_samples=self.kernel.source == "fused.cu")
 
     def cases(self) -> Iterator[tuple[Case, int]]:
         """Cases, and seeds of the threads' order: a race shows in most orders, not in all."""
-        precision: launch.Precision = "fp16" if self.file == "fused.cuh" else "fp32"
+        precision: launch.Precision = "fp16" if self.kernel.source == "fused.cu" else "fp32"
         usual = Case(self.layer, 2, 7, 19, precision=precision)
         yield usual, 0
         yield Case(self.layer, 1, 5, 17, special=True, precision=precision), 0
@@ -44,7 +43,7 @@ def fused(layer: Layer, tile: Tile) -> Target:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "tiles", lambda _: (tile,))
         (kernel,) = launch.kernels(layer, "fp16", "hwc8")
-    return Target(layer, kernel, "fused.cuh")
+    return Target(layer, kernel, ("fused.cuh", "sampling.cuh"))
 
 
 KEPT = fused(Layer(32, 32), Tile(warps=4, outputs=32, k_groups=1, stages=0, tiles=2, min_blocks=1))
@@ -52,7 +51,7 @@ STREAMED = fused(Layer(64, 64), Tile(warps=4, outputs=64, k_groups=1, stages=3, 
 SPLIT = fused(Layer(64, 32), Tile(warps=4, outputs=32, k_groups=2, stages=3, tiles=1, min_blocks=1))
 PARTS = fused(Layer(40, 24, 8), Tile(warps=2, outputs=32, k_groups=1, stages=3, tiles=1, min_blocks=1))
 PART = fused(Layer(24, 40, 3), Tile(warps=2, outputs=64, k_groups=1, stages=3, tiles=1, min_blocks=1))
-LINEAR = Target(Layer(20, 40, 2), launch.kernels(Layer(20, 40, 2), "fp32", "linear")[0], "linear.cu")
+LINEAR = Target(Layer(20, 40, 2), launch.kernels(Layer(20, 40, 2), "fp32", "linear")[0], ("linear.cu",))
 TARGETS = {"kept": KEPT, "streamed": STREAMED, "split": SPLIT, "parts": PARTS, "part": PART, "linear": LINEAR}
 """Fused kernels whose weights stay, stream, and stream for two k groups; of one chunk and a part, and of a part of one
 at an odd pitch; the linear one."""
@@ -60,7 +59,7 @@ at an odd pitch; the linear one."""
 
 @dataclass(frozen=True)
 class Bug:
-    """A snippet that the target's file has exactly once, and what stands there instead."""
+    """A snippet that the target's files have exactly once, and what stands there instead."""
 
     name: str
     target: Target
@@ -113,6 +112,12 @@ BUGS = (
         "image.has_second_row = 1.f",
     ),
     Bug("coordinates are rounded to the nearest", STREAMED, "__fadd_rd(at, FLOOR)", "(at + FLOOR)"),
+    Bug(
+        "coordinates in half",
+        STREAMED,
+        "neighbours(tap_x + offset.y,",
+        "neighbours(__half2float(__float2half_rn(tap_x + offset.y)),",
+    ),
     Bug("a far place weighs something", STREAMED, "__saturatef(1.f - fabsf(past))", "(1.f - fabsf(past))"),
     Bug("corners are swapped", STREAMED, "load(to.corner[1], at + image.right)", "load(to.corner[1], at + image.down)"),
     Bug("the mask of another group", STREAMED, "+ 2 * TAPS * group;", "+ TAPS * group;"),
@@ -149,13 +154,15 @@ BUGS = (
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_without_a_bug_nothing_is_found(target: Target, tmp_path: Path) -> None:
-    target.check(tmp_path)
+    target.check(build(target.kernel, tmp_path))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
-    file = bug.target.file
-    source = (launch.KERNELS / file).read_text()
-    assert source.count(bug.snippet) == 1, f"expected this once in {file}: {bug.snippet!r}; plant the bug anew"
-    with pytest.raises((Fault, AssertionError)):
-        bug.target.check(tmp_path, {file: source.replace(bug.snippet, bug.broken)})
+    sources = {file: (launch.KERNELS / file).read_text() for file in bug.target.files}
+    found = sum(source.count(bug.snippet) for source in sources.values())
+    assert found == 1, f"expected this once in {bug.target.files}, found it {found} times: {bug.snippet!r}"
+    broken = {file: source.replace(bug.snippet, bug.broken) for file, source in sources.items()}
+    kernel = build(bug.target.kernel, tmp_path, broken)
+    with pytest.raises((KernelError, AssertionError)):
+        bug.target.check(kernel)

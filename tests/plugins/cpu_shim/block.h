@@ -10,7 +10,9 @@
 #include <string.h>
 #include <ucontext.h>
 
-struct uint3 { unsigned x, y, z; };
+struct uint3 {
+  unsigned x, y, z;
+};
 typedef uint3 dim3;
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;

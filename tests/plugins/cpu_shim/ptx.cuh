@@ -32,7 +32,8 @@ static __attribute__((noinline)) void multiply_fragments(const Fragments* warp) 
   for (int lane = 0; lane < WARP; ++lane) {
     const int group = lane / 4, member = lane % 4;
     for (int i = 0; i < 8; ++i)
-      a[i < 2 || (i >= 4 && i < 6) ? group : group + 8][2 * member + (i & 1) + (i < 4 ? 0 : 8)] = half_of(warp[lane].a, i);
+      a[i < 2 || (i >= 4 && i < 6) ? group : group + 8][2 * member + (i & 1) + (i < 4 ? 0 : 8)] =
+          half_of(warp[lane].a, i);
     for (int i = 0; i < 4; ++i) b[2 * member + (i & 1) + (i < 2 ? 0 : 8)][group] = half_of(warp[lane].b, i);
   }
   for (int row = 0; row < 16; ++row)
