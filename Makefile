@@ -1,12 +1,13 @@
 # make demo       a fresh clone to a denoised sample photo, on a CPU
 # make test       format, lint, types and all tests that need no GPU
 # make test-slow  the minutes-long tests
+# make plugin     TensorRT's C++ plugin, into build/tensorrt_v3; needs nvcc, CMake and TensorRT's headers
 # make dev        what training, export and the tests need, into .venv
 
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow dev check clean
+.PHONY: demo test test-slow plugin dev check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -19,11 +20,16 @@ test: check
 test-slow: .venv/dev.stamp
 	.venv/bin/pytest -m slow
 
+plugin:
+	cmake -S plugins/tensorrt_v3 -B build/tensorrt_v3
+	cmake --build build/tensorrt_v3 --parallel
+
 dev: .venv/dev.stamp
 
 check: .venv/dev.stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 	.venv/bin/mypy
 
 clean:

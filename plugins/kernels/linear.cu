@@ -19,6 +19,7 @@ constexpr int OUTPUTS = SADNET_OUTPUTS, WIDTH = 32, PIXELS = THREADS * 32 / OUTP
 constexpr int SHARERS = THREADS / PIXELS;    // threads that share the taps of a pixel
 constexpr int WEIGHT_ROWS = THREADS / STEP;  // outputs whose weights of a step are loaded at a time
 constexpr int WEIGHT_PITCH = OUTPUTS + 4;    // whole 16 bytes, not all in the same bank
+constexpr int MIN_BLOCKS = 2;                // on a multiprocessor, which bounds the registers
 static_assert(OUTPUTS == 32 || OUTPUTS == 64, "1 or 2 threads sample a pixel");
 
 static __device__ __forceinline__ float wide(float v) { return v; }
@@ -71,12 +72,12 @@ struct alignas(4 * sizeof(T)) Four {
 };
 
 // The first `pixels` of 4 in a row, of one output: bias, activation, rounding; one store where they are 4 and aligned.
-static __device__ __forceinline__ void store4(T* to, const float* sum, float bias, int pixels) {
+static __device__ __forceinline__ void store4(T* to, const float* sum, float bias, float negative_slope, int pixels) {
   Four out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float v = sum[i] + bias;
-    narrow(v >= 0 ? v : v * SADNET_NEGATIVE_SLOPE, out.value[i]);
+    narrow(v >= 0 ? v : v * negative_slope, out.value[i]);
   }
   if (pixels >= 4 && (size_t)to % sizeof(Four) == 0) {
     *(Four*)to = out;
@@ -90,10 +91,9 @@ static __device__ __forceinline__ void store4(T* to, const float* sum, float bia
 // ---- the kernel
 
 // Grid: x tiles, row by row; y ceil(o / OUTPUTS); z images. THREADS threads.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    modulated_deform_conv2d(const T* __restrict__ x, const T* __restrict__ offset_mask, const T* __restrict__ weight,
-                            const T* __restrict__ bias, int n, int c, int h, int w, int o, int groups,
-                            T* __restrict__ y) {
+static __device__ __forceinline__ void linear(const T* __restrict__ x, const T* __restrict__ offset_mask,
+                                              const T* __restrict__ weight, const T* __restrict__ bias, int c, int h,
+                                              int w, int o, int groups, float negative_slope, T* __restrict__ y) {
   __shared__ __align__(16) float columns[STEP * PIXELS];
   __shared__ __align__(16) float weights[STEP * WEIGHT_PITCH];
 
@@ -178,7 +178,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       const int out = first_output + output + j;
       if (out < o)
         store4(y + ((long long)image * o + out) * plane + (at_row * w + at_column), sum[j] + 4 * half, load(bias + out),
-               w - at_column);
+               negative_slope, w - at_column);
     }
   }
 }
+
+#ifdef SADNET_NEGATIVE_SLOPE  // else whoever includes this has an entry, where the slope is an argument
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    modulated_deform_conv2d(const T* __restrict__ x, const T* __restrict__ offset_mask, const T* __restrict__ weight,
+                            const T* __restrict__ bias, int n, int c, int h, int w, int o, int groups,
+                            T* __restrict__ y) {
+  linear(x, offset_mask, weight, bias, c, h, w, o, groups, SADNET_NEGATIVE_SLOPE, y);
+}
+#endif

@@ -11,7 +11,10 @@ BLOCKED = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1
 RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
-@pytest.mark.parametrize("script", ["train/run.py", "train/evaluate.py", "export/to_onnx.py", "export/release.py"])
+SCRIPTS = ["train/run.py", "train/evaluate.py", "export/to_onnx.py", "export/release.py", "plugins/benchmark.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_without_pytorch_a_script_is_one_line(script: str) -> None:
     command = [sys.executable, "-c", BLOCKED + RUN, script, "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
