@@ -4,13 +4,17 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
 
 import typer
 
-from common.errors import SadnetError
+from common.errors import InputError, SadnetError
+
+MOST_PIXELS = 2**26
+"""That a size on a command line may ask for."""
 
 
 def application(description: str) -> typer.Typer:
@@ -30,6 +34,15 @@ def needs(what: str, module: str) -> Iterator[None]:
         if module != "__main__":
             raise
         _fail(f"expected the package {error.name}, found none: run make {what}, then .venv/bin/python")
+
+
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """(width, height) of an option's "480x320". Raises InputError for anything else, and beyond MOST_PIXELS."""
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < width * height <= MOST_PIXELS:
+        raise InputError(f"{option}: expected WIDTHxHEIGHT, such as 480x320, of at most 2^26 pixels, found {text!r}")
+    return width, height
 
 
 def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] | None = None) -> NoReturn:

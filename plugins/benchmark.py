@@ -44,7 +44,6 @@ with cli.needs("dev", __name__):
 
     from plugins.contenders import Contender, NvidiaPlugin, Tensors, contenders
 
-MOST_PIXELS = 2**26
 LEAD = 1_000_000
 """Cycles, about half a millisecond, that the GPU spins before each timed run, while the run is being queued."""
 WARM_UP = 2
@@ -130,7 +129,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing --json file")] = False,
 ) -> None:
     """Time every kernel at every size; a star marks the fastest of ours."""
-    sizes = [parse_size(text) for text in size or ["480x320", "1920x1080", "3840x2160"]]
+    sizes = [cli.parse_size("--size", text) for text in size or ["480x320", "1920x1080", "3840x2160"]]
     if repeat < 1:
         raise InputError(f"--repeat: expected at least 1, found {repeat}")
     if json_ and json_.exists() and not overwrite:
@@ -310,14 +309,6 @@ def fastest(rows: list[Row], by: str) -> float | None:
         if row["by"] == by and "median_ms" in row:
             best[row["channels"]] = min(row["median_ms"], best.get(row["channels"], row["median_ms"]))
     return sum(best.values()) if best.keys() == {row["channels"] for row in rows} else None
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of "480x320". Raises InputError for anything else."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MOST_PIXELS):
-        raise InputError(f"--size: expected WIDTHxHEIGHT, such as 480x320, of at most 2^26 pixels, found {text!r}")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,11 @@ class NvidiaPlugin:
         return "#include <cuda_fp16.h>\n" + self.source.replace(self.ENTRY, entry)
 
     def verify(self, device: str) -> None:
-        """Raises InputError unless it computes the op: the source may be of a version with other arguments."""
+        """Raises InputError unless it computes the op: the source may be of a version with other arguments.
+
+        And CompileError where the other type does not compile, before anything is timed.
+        """
+        nvrtc.compile_source(self.SOURCE, self.kernel_source("fp16"), 90, {"int32_t": "int"})
         g = torch.Generator(device).manual_seed(0)
         sizes = ((1, 16, 13, 21), (1, op.offset_mask_channels(op.OFFSET_GROUPS), 13, 21), (16, 16, 3, 3), (16,))
         x, offset_mask, weight, bias = (torch.randn(size, generator=g, device=device) for size in sizes)

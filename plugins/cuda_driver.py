@@ -20,6 +20,12 @@ ALIGNMENT = 16
 """Bytes: what the widest loads and stores of the channels-last kernel want."""
 RUNS = 5
 """Timed launches of each kernel when the fastest is chosen."""
+WAIT = 4_000_000
+"""Cycles, about two milliseconds, that the GPU spins meanwhile: as long as queueing them takes."""
+
+
+CUDA_VERSION = 13000
+"""Of NVRTC, in the driver's words."""
 
 
 class LaunchError(SadnetError):
@@ -41,6 +47,7 @@ def launch(
         raise InputError(f"{op.NAME}: expected tensors on a CUDA device, found them on {x.device}")
     driver = _driver()
     with torch.cuda.device(x.device):
+        _bind(x.device.index)
         function = _function(kernel, x.device.index)
         stream = torch.cuda.current_stream().cuda_stream
         status, *_ = driver.cuLaunchKernel(
@@ -71,6 +78,13 @@ def pack(
         if last and t.data_ptr() % ALIGNMENT:
             raise InputError(f"{op.NAME}: expected {name} at a multiple of {ALIGNMENT} bytes, found a shifted view")
     n, c, h, w = x.shape
+    if n >= launches.BATCH_LIMIT:
+        raise InputError(f"{op.NAME}: expected fewer than {launches.BATCH_LIMIT} images, found {n}")
+    if not last and max(h * w, weight.numel()) >= launches.PLANE_LIMIT:
+        raise InputError(
+            f"{op.NAME}: expected fewer than {launches.PLANE_LIMIT} pixels and weights, found {h} x {w} and "
+            f"{weight.numel()}"
+        )
     if last and c * h * w * x.element_size() >= launches.IMAGE_LIMIT:
         raise InputError(
             f"{op.NAME}: expected images below {launches.IMAGE_LIMIT} bytes, found {c} x {h} x {w}: use tiles"
@@ -92,31 +106,43 @@ def fastest(
 ) -> launches.Kernel:
     """The kernel that takes the least time on these tensors; y is left as one of them computed it.
 
-    The medians of a few runs each, turn about, once a shape: a tenth of what compiling the kernels takes.
+    The medians of a few runs each, turn about; the GPU waits until all are queued, so that no time is Python's. Which
+    one wins may differ from process to process, and with it the order of a sum: the last bit of an output.
     """
-    times: dict[launches.Kernel, list[float]] = {kernel: [] for kernel in kernels}
-    for run in range(RUNS + 1):
-        for kernel in kernels:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            launch(kernel, x, offset_mask, weight, bias, y, offset_groups)
-            end.record()
-            end.synchronize()
-            if run:  # the first compiles
-                times[kernel].append(start.elapsed_time(end))
-    return min(kernels, key=lambda kernel: statistics.median(times[kernel]))
+    for kernel in kernels:
+        launch(kernel, x, offset_mask, weight, bias, y, offset_groups)  # compiles
+    events: dict[launches.Kernel, list[tuple[Any, Any]]] = {kernel: [] for kernel in kernels}
+    with torch.cuda.device(x.device):
+        torch.cuda._sleep(WAIT)
+        for _ in range(RUNS):
+            for kernel in kernels:
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                launch(kernel, x, offset_mask, weight, bias, y, offset_groups)
+                end.record()
+                events[kernel].append((start, end))
+        torch.cuda.current_stream().synchronize()
+    return min(kernels, key=lambda kernel: statistics.median(a.elapsed_time(b) for a, b in events[kernel]))
 
 
 @cache
 def _function(kernel: launches.Kernel, device: int) -> Any:
     """The kernel loaded on a device, whose context is current; it stays for as long as the process does."""
-    driver = _driver()
     number = nvrtc.capability(*torch.cuda.get_device_capability(device))
     arch = nvrtc.architecture(number)
     compiled = nvrtc.compile_kernel(kernel, arch)
-    module = load(compiled.cubin if arch == number else compiled.ptx, kernel.source)
-    status, function = driver.cuModuleGetFunction(module, launches.ENTRY.encode())
-    check(status, f"find {launches.ENTRY} in {kernel.source}")
+    driver = _driver()
+    mode = (
+        driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    )  # a graph may be on its way, and loading is not in it
+    status, mode = driver.cuThreadExchangeStreamCaptureMode(mode)
+    check(status, "set the capture mode")
+    try:
+        module = load(compiled.cubin if arch == number else compiled.ptx, kernel.source)
+        status, function = driver.cuModuleGetFunction(module, launches.ENTRY.encode())
+        check(status, f"find {launches.ENTRY} in {kernel.source}")
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(mode)
     return function
 
 
@@ -124,13 +150,30 @@ def load(image: bytes, name: str) -> Any:
     """A module from PTX or machine code, in the current context. Raises LaunchError, saying what to do."""
     driver = _driver()
     status, module = driver.cuModuleLoadData(image)
-    if status == driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
-        raise LaunchError(
-            f"expected a driver that takes the PTX of CUDA 13.0, found one that does not ({name}): "
-            "install NVIDIA driver 580 or later"
-        )
+    if int(status):
+        _, version = driver.cuDriverGetVersion()  # an old one refuses PTX and machine code with different words
+        if version < CUDA_VERSION or status == driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
+            raise LaunchError(
+                f"expected a driver of CUDA {_dotted(CUDA_VERSION)} or later to load {name}, found one of CUDA "
+                f"{_dotted(version)}: install NVIDIA driver 580 or later"
+            )
     check(status, f"load {name}")
     return module
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _bind(device: int) -> None:
+    """Make the device's context this thread's, as PyTorch does, but not before a thread's first work of its own."""
+    driver = _driver()
+    status, context = driver.cuCtxGetCurrent()
+    check(status, "ask for the CUDA context")
+    if not int(context):
+        status, context = driver.cuDevicePrimaryCtxRetain(device)  # PyTorch's own; it lives as long as the process
+        check(status, f"take the context of CUDA device {device}")
+        check(driver.cuCtxSetCurrent(context)[0], "make it current")
 
 
 def _driver() -> Any:

@@ -12,6 +12,7 @@ weight and bias; the int32 scalars n, c, h, w, o and offset groups; the pointer 
 import re
 from dataclasses import dataclass
 from functools import cache
+from math import gcd, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,10 @@ CHUNK = 32
 """Channels of one tap that the fused kernel multiplies at a time."""
 SHARED_LIMIT = 48 * 1024
 """Bytes of shared memory of a block: what TensorRT's ahead-of-time plugins may use."""
+BATCH_LIMIT = 2**16
+"""Images: what a grid has in z, and one more."""
+PLANE_LIMIT = 2**31
+"""Values of a plane (H * W) and of the weight: linear.cu's indices within them are 32-bit."""
 IMAGE_LIMIT = 2**32
 """Bytes of one image of x: the fused kernel's offsets within it are 32-bit."""
 
@@ -55,6 +60,11 @@ class Layer:
                 f"{op.NAME}: expected offset groups that divide the channels, found {self.offset_groups} groups "
                 f"for {self.channels} channels and {self.outputs} outputs"
             )
+        least = op.offset_mask_channels(self.offset_groups)
+        if self.offset_pitch and self.offset_pitch < least:
+            raise InputError(f"{op.NAME}: expected an offset_pitch of at least {least}, found {self.offset_pitch}")
+        if not isfinite(self.negative_slope):
+            raise InputError(f"{op.NAME}: expected a finite negative_slope, found {self.negative_slope}")
 
     @property
     def pitch(self) -> int:
@@ -144,11 +154,17 @@ LINEAR_PIXELS = {32: (32, 8), 64: (32, 4)}
 
 
 def tiles(layer: Layer) -> tuple[Tile, ...]:
-    """The ways to divide a layer: tiles.def's for SADNet's own, else one that always fits."""
-    found = tuple(tile for channels, tile in _table() if channels == layer.channels == layer.outputs)
-    if found and all(tile.fits(layer) for tile in found):
-        return found
-    outputs = min(-(-layer.outputs // 32) * 32, 128)
+    """The ways to divide a layer: tiles.def's for SADNet's own, else one that always fits.
+
+    That one has as many outputs as registers allow beside the samples of a lane, which are the more, the fewer channels
+    move together. With an odd number of them even 32 outputs may spill, and the linear kernel may be the better one.
+    """
+    if layer.channels == layer.outputs and layer.offset_groups == op.OFFSET_GROUPS:
+        found = tuple(tile for channels, tile in _table() if channels == layer.channels)
+        if found:
+            return found
+    most = {8: 128, 4: 128, 2: 64, 1: 32}[gcd(layer.channels // layer.offset_groups, 8)]
+    outputs = min(-(-layer.outputs // 32) * 32, most)
     return (Tile(warps=4, outputs=outputs, k_groups=1, stages=3, tiles=1, min_blocks=1),)
 
 

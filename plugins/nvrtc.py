@@ -23,6 +23,8 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 """Compute capabilities, times ten, from Turing to Blackwell."""
 SADNET_CHANNELS = (32, 64, 128, 256)
 """Of the network's four deformable convolutions, x and y alike."""
+OTHER_LAYERS = (launch.Layer(64, 160, 4), launch.Layer(40, 72, 10), launch.Layer(48, 128, 8))
+"""Of 16, 4 and 6 channels an offset group: layers that tiles.def does not name."""
 INSTALL = "pip install -e '.[kernels]'"
 
 
@@ -142,16 +144,15 @@ def _bytes(size: Any, get: Any, program: Any) -> bytes:
 
 
 def every_kernel() -> Iterator[tuple[str, launch.Kernel]]:
-    """Each kernel that SADNet's layers can run, with a label: plain, linear and fused ones, in every type."""
+    """Each kernel that SADNet's layers can run, with a label, in every type; and fused ones of other layers."""
     for precision in launch.TYPES:
         yield f"plain.cu {precision}", launch.teacher(launch.Layer(32, 32), precision)
         for outputs in launch.LINEAR_PIXELS:
             (kernel,) = launch.kernels(launch.Layer(outputs, outputs), precision, "linear")
             yield f"linear.cu {precision} {outputs} outputs", kernel
-    for channels in SADNET_CHANNELS:
-        layer = launch.Layer(channels, channels)
+    for layer in (*(launch.Layer(channels, channels) for channels in SADNET_CHANNELS), *OTHER_LAYERS):
         for tile, kernel in zip(launch.tiles(layer), launch.kernels(layer, "fp16", "hwc8"), strict=True):
-            yield f"fused.cu C {channels}, {tile.label}", kernel
+            yield f"fused.cu {layer.channels}-{layer.outputs}, {layer.offset_groups} groups, {tile.label}", kernel
 
 
 app = cli.application("Compile every CUDA kernel and print what it uses.")
@@ -176,7 +177,7 @@ def main(
                 table.add_row(label, f"sm_{number}", *map(str, sizes))
                 if u.stack or u.spilled:
                     bad.append(f"{label} sm_{number}")
-    Console(width=max(Console().width, 100)).print(table)  # a pipe is as wide as the table
+    Console(width=max(Console().width, 110)).print(table)  # a pipe is as wide as the table
     if bad:
         raise CompileError(f"expected no spilled registers and no stack frame, found some in {', '.join(bad)}")
 

@@ -17,6 +17,9 @@ where x(.) is bilinear interpolation in pixels with zeros outside the image.
 
 Offset group g moves the channels [g*C/G, (g+1)*C/G). Sampling coordinates and accumulation are at least fp32 whatever
 the tensors' type: in half precision a coordinate above 1024 is off by up to half a pixel.
+
+x is finite. Offsets may be anything: a place that is far away, infinite or no number is outside the image. (There a
+fast kernel may take a border pixel times 0, which is 0 only of a finite one.)
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
 from plugins import cuda_driver, launch, op, reference
@@ -65,6 +66,9 @@ def torchvision_form(
 def _node(
     x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
 ) -> Tensor:
+    shape = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
+    if 0 in shape:
+        return x.new_empty(shape)
     if x.is_cuda and x.dtype in PRECISIONS:
         return kernel_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
     return _in_type_of_x(x, offset_mask, weight, bias, offset_groups, negative_slope).contiguous()
@@ -106,8 +110,6 @@ def kernel_form(
     planes = [_aligned(t.to(x.dtype).contiguous(memory_format=order)) for t in (x, offset_mask, weight)]
     tensors = (planes[0], planes[1], planes[2], _aligned(bias.to(x.dtype).contiguous()))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
-    if not y.numel():
-        return y
     layer = launch.Layer(x.shape[1], weight.shape[0], offset_groups, negative_slope)
     key = (layer, layout, x.dtype, x.device, x.shape)
     if key not in _chosen:
@@ -144,6 +146,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.attributes = (offset_groups, negative_slope)
 
 
+@once_differentiable  # or a second derivative would be silently 0
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Not an op of its own: below the dispatcher, where an op's kernel runs, autograd records nothing.
     leaves = tuple(t.detach().requires_grad_() for t in ctx.saved_tensors)

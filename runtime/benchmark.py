@@ -28,7 +28,6 @@ from common.machine import cpu_name
 from runtime.engines import Engine, open_engine
 from runtime.infer import DEFAULT_ENGINE
 
-MOST_PIXELS = 2**26
 
 app = cli.application("Latency of models on this machine.")
 
@@ -44,7 +43,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing --json file")] = False,
 ) -> None:
     """Time every engine at every size; the last column is the peer's median over the engine's."""
-    sizes = [parse_size(text) for text in size or ["480x320"]]
+    sizes = [cli.parse_size("--size", text) for text in size or ["480x320"]]
     if repeat < 1:
         raise InputError(f"--repeat: expected at least 1, found {repeat}")
     if json_ and json_.exists() and not overwrite:
@@ -110,14 +109,6 @@ def torchvision_peer(weights: Path, threads: int | None) -> Engine:
     if torch.cuda.is_available():
         network = network.cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in stubs
     return TorchEngine(network, network.config.channels)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of "480x320". Raises InputError for anything else."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MOST_PIXELS):
-        raise InputError(f"--size: expected WIDTHxHEIGHT, such as 480x320, of at most 2^26 pixels, found {text!r}")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

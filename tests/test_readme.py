@@ -25,12 +25,12 @@ SHORT = {"train/run.py": ["--set", "run.threads=1", "data.crop=32", "run.validat
 
 
 def test_every_command_is_known_to_this_test() -> None:
-    assert set(COMMANDS) - set(PYTHON) == {"make demo", "make test", "make dev", "source .venv/bin/activate"}
+    assert set(COMMANDS) - set(PYTHON) == {"make demo", "make test", "make dev", "make plugin", "source .venv/bin/activate"}
     assert len(PYTHON) >= 8
 
 
 def test_make_targets_exist() -> None:
-    for target in ("demo", "test", "dev"):
+    for target in ("demo", "test", "dev", "plugin"):
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 

@@ -267,12 +267,12 @@ static __device__ __forceinline__ void fused(const __half* x, const __half* offs
     const auto gather_tap = [&] {
       if (beyond()) return;
       const int ky = tap * 11 >> 5, kx = tap - 3 * ky;  // tap / 3, tap % 3
-      const float y = (float)(inside_row - 1 + ky), x = (float)(column - 1 + kx);
+      const int y = inside_row - 1 + ky, x = column - 1 + kx;
 #pragma unroll
       for (int p = 0; p < 2; ++p)
 #pragma unroll
         for (int k = 0; k < L::samples; ++k)
-          gather(corners[p][k], image, place_of<L>(image, move[p][k], y, x + (float)(8 * p)),
+          gather(corners[p][k], image, place_of<L>(image, move[p][k], y, x + 8 * p),
                  channel + sample_at<L>(k, lane) * L::sample);
     };
     const auto make_operands = [&] {

@@ -8,8 +8,9 @@
 //      times the mask, into shared memory. The step's weights go there too.
 //   2  A thread multiplies 4 outputs by 8 pixels, whose sums stay in its registers from the first step to the last.
 //
-// Registers are bounded so that a multiprocessor may hold two blocks: one samples while the other multiplies. Places,
-// samples and sums are fp32. A plane (H * W) and the weight have fewer than 2^31 values each.
+// Registers are bounded so that a multiprocessor may hold two blocks, one sampling while the other multiplies (on
+// Turing, with 32 outputs, its shared memory holds one). Places, samples and sums are fp32. A plane (H * W) and the
+// weight have fewer than 2^31 values each.
 #include <ptx.cuh>
 
 typedef SADNET_TYPE T;
@@ -39,11 +40,12 @@ static __device__ __forceinline__ Move load_move(const T* offset, const T* logit
   return {load(offset), load(offset + plane), load(logit)};
 }
 
-// A coordinate's two neighbours: the first's index, kept where both are inside, and the weight of either, which is 0
-// for one that is no neighbour. So every load is inside the image, and far, infinite and NaN places weigh nothing.
-static __device__ __forceinline__ int neighbours(float at, int size, float& first, float& second) {
+// The two neighbours, along one axis, of the place `tap` + `offset`: the first's index, kept where both are inside, and
+// the weight of either, which is 0 for one that is no neighbour. So every load is inside the image, and far, infinite
+// and NaN places weigh nothing (x is finite: 0 times infinity is not). A sum that matters is never rounded.
+static __device__ __forceinline__ int neighbours(float offset, int tap, int size, float& first, float& second) {
   const float has_second = size > 1 ? 1.f : -1.f;
-  const float index = fmaxf(fminf(floorf(at), (float)(size - 2)), 0.f), past = at - index;
+  const float index = fmaxf(fminf(floorf(offset) + tap, (float)(size - 2)), 0.f), past = offset - (index - tap);
   first = __saturatef(1.f - fabsf(past));
   second = __saturatef(has_second - fabsf(past - 1.f));
   return (int)index;
@@ -57,8 +59,8 @@ struct Place {
 
 static __device__ __forceinline__ Place place_of(Move move, int row, int column, int tap, int h, int w) {
   float top, bottom, left, right;
-  const int y = neighbours((float)(row + tap / 3 - 1) + move.y, h, top, bottom);
-  const int x = neighbours((float)(column + tap % 3 - 1) + move.x, w, left, right);
+  const int y = neighbours(move.y, row + tap / 3 - 1, h, top, bottom);
+  const int x = neighbours(move.x, column + tap % 3 - 1, w, left, right);
   const float mask = reciprocal_approximate(1.f + expf(-move.logit));
   top *= mask;
   bottom *= mask;

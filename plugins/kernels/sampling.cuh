@@ -43,12 +43,13 @@ static __device__ __forceinline__ Image image_of(const __half* x, int n, int h, 
   return image;
 }
 
-// A coordinate's two neighbours: FLOOR_BITS + the first's index, kept where both are inside, and the weight of either,
-// which is 0 for one that is no neighbour. So every load is inside the image, and far, infinite and NaN places weigh
-// nothing (but a corner that is infinite or NaN, times 0, gives NaN).
-static __device__ __forceinline__ u32 neighbours(float at, int last, float has_second, float& first, float& second) {
-  const int bits = max(min(__float_as_int(__fadd_rd(at, FLOOR)), last), FLOOR_BITS);
-  const float past = at - (__int_as_float(bits) - FLOOR);
+// The two neighbours, along one axis, of the place `tap` + `offset`: FLOOR_BITS + the first's index, kept where both
+// are inside, and the weight of either, which is 0 for one that is no neighbour. So every load is inside the image, and
+// far, infinite and NaN places weigh nothing (x is finite: 0 times infinity is not). The sum is never rounded.
+static __device__ __forceinline__ u32 neighbours(float offset, int tap, int last, float has_second, float& first,
+                                                 float& second) {
+  const int bits = max(min((int)((u32)__float_as_int(__fadd_rd(offset, FLOOR)) + (u32)tap), last), FLOOR_BITS);
+  const float past = offset - (__int_as_float(bits - tap) - FLOOR);
   first = __saturatef(1.f - fabsf(past));
   second = __saturatef(has_second - fabsf(past - 1.f));
   return bits;
@@ -73,11 +74,11 @@ struct Place {
 };
 
 template <class L>
-static __device__ __forceinline__ Place place_of(const Image& image, Move move, float tap_y, float tap_x) {
+static __device__ __forceinline__ Place place_of(const Image& image, Move move, int tap_y, int tap_x) {
   float top, bottom, left, right;
   const float2 offset = halves(move.y_x);
-  const u32 y = neighbours(tap_y + offset.x, image.last_top, image.has_second_row, top, bottom);
-  const u32 x = neighbours(tap_x + offset.y, image.last_left, image.has_second_column, left, right);
+  const u32 y = neighbours(offset.x, tap_y, image.last_top, image.has_second_row, top, bottom);
+  const u32 x = neighbours(offset.y, tap_x, image.last_left, image.has_second_column, left, right);
   const float mask = sigmoid(half_bits(move.logit));
   top *= mask;
   bottom *= mask;

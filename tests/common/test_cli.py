@@ -11,7 +11,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli import _repeat_flags, application, run
+from common.cli import _repeat_flags, application, parse_size, run
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +100,13 @@ def test_nothing_after_two_dashes_is_touched(rest: list[str]) -> None:
         *("--many", "1", "--many", "2", "--", "--many"),
         *rest,
     ]
+
+
+SIZES = ["480", "480x", "x320", "0x320", "-8x8", "480x320x3", "wide", "99999x99999", "9" * 5000 + "x1", "٣x٣"]
+
+
+@pytest.mark.parametrize("text", SIZES, ids=lambda text: text[:12])
+def test_a_size_is_width_by_height(text: str) -> None:
+    assert parse_size("--size", "480x320") == (480, 320)
+    with pytest.raises(InputError, match="--size: expected WIDTHxHEIGHT"):
+        parse_size("--size", text)

@@ -1,12 +1,16 @@
-"""Operands for the op's tests."""
+"""Operands for the op's tests, and TensorRT's Python package as far as a CPU has it."""
 
+import importlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from plugins import op
+from plugins import nvrtc, op
+from tests.plugins.tensorrt_build import ARCH, compile_once
+from tests.plugins.tensorrt_double import as_tensorrt
 
 Operands = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -52,3 +56,20 @@ def operands() -> Callable[..., Operands]:
         return x.to(dtype), torch.cat((offset, logits), 1).to(dtype), weight.to(dtype), bias.to(dtype)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def trt() -> Iterator[ModuleType]:
+    """tensorrt-lean in the place of `tensorrt`."""
+    with as_tensorrt() as module:
+        yield module
+
+
+@pytest.fixture
+def qdp(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The ahead-of-time plugin, registered for `ARCH`."""
+    monkeypatch.setattr(nvrtc, "compile_kernel", compile_once)
+    monkeypatch.delenv("SADNET_CUDA_ARCH", raising=False)
+    module = importlib.import_module("plugins.tensorrt_qdp")
+    module.register(ARCH)
+    return module

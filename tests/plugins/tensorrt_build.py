@@ -19,6 +19,9 @@ Tactic = tuple[Layer, Precision, Layout, int]
 TYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF"}
 FORMATS: dict[Layout, str] = {"linear": "LINEAR", "hwc8": "HWC8"}
 
+ARCH = 80
+"""What the PTX is compiled for in these tests."""
+
 SADNET = tuple(Layer(c, c, offset_pitch=216) for c in (32, 64, 128, 256))
 OTHERS = (
     Layer(24, 40, 3, negative_slope=0.1, offset_pitch=88),

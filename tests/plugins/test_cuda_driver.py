@@ -110,14 +110,35 @@ def test_tensors_on_the_cpu_are_not_launched_on(half: list[Tensor]) -> None:
         cuda_driver.launch(fused(), x, offset_mask, weight, bias, y, 4)
 
 
+def test_more_images_than_a_grid_has_are_refused() -> None:
+    shapes = ((2**16, 16, 1, 1), (2**16, op.offset_mask_channels(4), 1, 1), (24, 16, 3, 3), (24,), (2**16, 24, 1, 1))
+    tensors = channels_last(tuple(torch.empty(shape, dtype=torch.float16, device="meta") for shape in shapes))
+    with pytest.raises(InputError, match="expected fewer than 65536 images, found 65536"):
+        pack(fused(), tensors)
+
+
+def test_planes_of_2_31_values_are_refused() -> None:
+    shapes = ((1, 1, 2**16, 2**15), (1, 27, 2**16, 2**15), (1, 1, 3, 3), (1,), (1, 1, 2**16, 2**15))
+    tensors = [torch.empty(shape, dtype=torch.float16, device="meta") for shape in shapes]
+    (kernel,) = launch.kernels(Layer(1, 1, 1), "fp16", "linear")
+    with pytest.raises(InputError, match="expected fewer than 2147483648 pixels and weights, found 65536 x 32768"):
+        pack(kernel, tensors, 1)
+
+
+OLD = r"CUDA 13\.0 or later to load fused\.cu, found one of CUDA 12\.8: install NVIDIA driver 580"
+
+
 class OldDriver:
     """A driver that refuses what it is given, with the status of its making."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, version: int) -> None:
         from cuda.bindings import driver
 
-        self.CUresult = driver.CUresult
+        self.CUresult, self.version = driver.CUresult, version
         self.status = getattr(driver.CUresult, name)
+
+    def cuDriverGetVersion(self) -> tuple[Any, int]:  # noqa: N802
+        return self.CUresult.CUDA_SUCCESS, self.version
 
     def cuModuleLoadData(self, image: bytes) -> tuple[Any, None]:  # noqa: N802
         return self.status, None
@@ -127,16 +148,21 @@ class OldDriver:
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("status", "version", "message"),
     [
-        ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "takes the PTX of CUDA 13.0.*install NVIDIA driver 580 or later"),
-        ("CUDA_ERROR_NO_BINARY_FOR_GPU", r"expected to load fused\.cu, found: no kernel image is available"),
+        (
+            "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            12080,
+            r"CUDA 13\.0 or later to load fused\.cu.*of CUDA 12\.8.*driver 580",
+        ),
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU", 12080, r"CUDA 13\.0 or later to load fused\.cu.*of CUDA 12\.8.*driver 580"),
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU", 13000, r"expected to load fused\.cu, found: no kernel image is available"),
     ],
 )
 def test_a_driver_that_refuses_the_kernel_is_explained(
-    monkeypatch: pytest.MonkeyPatch, status: str, message: str
+    monkeypatch: pytest.MonkeyPatch, status: str, version: int, message: str
 ) -> None:
-    monkeypatch.setattr(cuda_driver, "_driver", lambda: OldDriver(status))
+    monkeypatch.setattr(cuda_driver, "_driver", lambda: OldDriver(status, version))
     with pytest.raises(cuda_driver.LaunchError, match=message):
         cuda_driver.load(b"", "fused.cu")
 

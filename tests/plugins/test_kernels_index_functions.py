@@ -93,7 +93,7 @@ def test_places_are_the_four_neighbours_in_images_of_up_to_4_gb(tmp_path: Path) 
         low, high, *weights = places(operands(x, (h, w), 6), 1)[0, :, 0].astype(np.float64)
         pixel = (low + high * 2**16) / PIXEL_BYTES
         top, left = pixel // w, pixel % w
-        at_y, at_x = tap_y + dy, tap_x + dx  # in float, as the kernel has them
+        at_y, at_x = tap_y.astype(np.float64) + dy, tap_x.astype(np.float64) + dx  # the kernel rounds neither
         assert (pixel % 1 == 0).all()
         assert (top <= max(h - 2, 0)).all()
         assert (left <= max(w - 2, 0)).all()

@@ -60,9 +60,21 @@ def test_every_multiple_of_8_has_a_tile_that_fits(channels: int, outputs: int) -
         assert tile.fits(layer)
 
 
-def test_sadnets_tiles_serve_its_channels_at_any_number_of_groups() -> None:
-    assert launch.tiles(Layer(32, 32, 4)) == launch.tiles(Layer(32, 32, 8))
-    assert launch.tiles(Layer(32, 64, 8)) != launch.tiles(Layer(32, 32, 8))
+@pytest.mark.parametrize("other", [Layer(32, 32, 4), Layer(32, 32, 32), Layer(32, 64, 8)])
+def test_sadnets_tiles_are_for_its_layers_alone(other: Layer) -> None:
+    """Fewer channels a group take more registers."""
+    assert not set(launch.tiles(other)) & set(launch.tiles(Layer(32, 32, 8)))
+
+
+@pytest.mark.parametrize("slope", [float("inf"), float("nan")])
+def test_a_slope_that_no_source_can_hold_is_refused(slope: float) -> None:
+    with pytest.raises(InputError, match="expected a finite negative_slope"):
+        Layer(8, 8, 1, slope)
+
+
+def test_a_pitch_below_the_channels_is_refused() -> None:
+    with pytest.raises(InputError, match="expected an offset_pitch of at least 27, found 26"):
+        Layer(8, 8, 1, offset_pitch=26)
 
 
 @pytest.mark.parametrize(

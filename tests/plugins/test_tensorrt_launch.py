@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,29 +20,12 @@ from tests.plugins.tensorrt_build import (
     OTHERS,
     SADNET,
     Launch,
-    compile_once,
     expected_kernel,
     node_of,
     ptx_parameters,
     recorded_launch,
     tactics_of,
 )
-from tests.plugins.tensorrt_double import as_tensorrt
-
-
-@pytest.fixture(scope="module")
-def trt() -> Iterator[ModuleType]:
-    with as_tensorrt() as module:
-        yield module
-
-
-@pytest.fixture
-def qdp(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(nvrtc, "compile_kernel", compile_once)
-    monkeypatch.delenv("SADNET_CUDA_ARCH", raising=False)
-    module = importlib.import_module("plugins.tensorrt_qdp")
-    module.register(80)
-    return module
 
 
 def arranged(case: Case, layout: Layout, device: str) -> tuple[list[Tensor], Tensor]:

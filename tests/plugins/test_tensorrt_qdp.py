@@ -3,7 +3,6 @@
 import importlib
 import re
 import sys
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +14,7 @@ from common.errors import DependencyError, InputError, ModelError
 from plugins import launch, nvrtc, op
 from plugins.launch import Layer, Layout, Precision
 from tests.plugins.tensorrt_build import (
+    ARCH,
     LINEAR_ONLY,
     OTHERS,
     SADNET,
@@ -29,9 +29,7 @@ from tests.plugins.tensorrt_build import (
     shapes_of,
     tactics_of,
 )
-from tests.plugins.tensorrt_double import as_tensorrt
 
-ARCH = 80
 LARGEST = {"n": 4, "h": 2160, "w": 3840}
 SIZES = (
     {"n": 1, "h": 1, "w": 1},
@@ -40,21 +38,6 @@ SIZES = (
     {"n": 3, "h": 15, "w": 17},
 )
 ALL = tactics_of(*SADNET, *OTHERS, LINEAR_ONLY)
-
-
-@pytest.fixture(scope="module")
-def trt() -> Iterator[ModuleType]:
-    with as_tensorrt() as module:
-        yield module
-
-
-@pytest.fixture
-def qdp(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(nvrtc, "compile_kernel", compile_once)
-    monkeypatch.delenv("SADNET_CUDA_ARCH", raising=False)
-    module = importlib.import_module("plugins.tensorrt_qdp")
-    module.register(ARCH)
-    return module
 
 
 class TestWhatTensorRTIsTold:

@@ -134,9 +134,31 @@ def test_a_compiled_layer_agrees_with_eager(backend: str, bound: float) -> None:
         assert (compiled(x) - layer(x)).abs().max() < bound
 
 
+def test_the_node_refuses_a_second_derivative(operands: Make) -> None:
+    tensors = [t.requires_grad_() for t in operands(1, 4, 2, 3, 4, 5)]
+    (first,) = torch.autograd.grad(NODE(*tensors, 2, 0.2).square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
+@pytest.mark.parametrize("empty", [{"n": 0}, {"h": 0}, {"o": 0}])
+def test_no_outputs_are_no_work(operands: Make, empty: dict[str, int]) -> None:
+    sizes = {"n": 2, "o": 3, "h": 4} | empty
+    x, offset_mask, weight, bias = operands(2, 4, 2, 3, 4, 5)
+    y = NODE(
+        x[: sizes["n"], :, : sizes["h"]],
+        offset_mask[: sizes["n"], :, : sizes["h"]],
+        weight[: sizes["o"]],
+        bias[: sizes["o"]],
+        2,
+        0.2,
+    )
+    assert y.shape == (sizes["n"], sizes["o"], sizes["h"], 5)
+
+
 @pytest.mark.gpu
 class TestOnCuda:
-    """The same on CUDA, where torchvision's kernel computes the op."""
+    """The same on CUDA: our kernels where no gradient is wanted, torchvision's where one is."""
 
     @pytest.mark.parametrize("reach", [1, 1000])
     def test_values_and_gradients_agree_with_the_reference_on_the_cpu(self, operands: Make, reach: int) -> None:

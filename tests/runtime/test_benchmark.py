@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from runtime.benchmark import parse_size, time_in_turn
+from runtime.benchmark import time_in_turn
 from runtime.engines import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,13 +36,6 @@ def test_every_engine_gets_the_same_images_in_turn() -> None:
     assert colour.shapes == [(1, 3, 56, 40)] * 6  # two warm-up runs, four that count
     assert gray.shapes == [(1, 1, 56, 40)] * 6
     assert [len(values) for values in seconds.values()] == [4, 4]
-
-
-@pytest.mark.parametrize("text", ["480", "480x", "x320", "0x320", "-8x8", "480x320x3", "wide"])
-def test_a_size_is_width_by_height(text: str) -> None:
-    assert parse_size("480x320") == (480, 320)
-    with pytest.raises(InputError, match="WIDTHxHEIGHT"):
-        parse_size(text)
 
 
 def test_json_line_holds_the_model_and_its_peer(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
-"""The plugin library from Python: TensorRT's structures, and harness.cpp's C functions for its virtual ones."""
+"""The plugin library from Python: CMake, TensorRT's structures, and harness.cpp's C functions for its virtual ones."""
 
 import ctypes
-from collections.abc import Iterable, Sequence
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plugins import op
+
+SOURCE = Path(__file__).resolve().parents[3] / "plugins" / "tensorrt_v3"
 
 FP32, FP16, INT8 = 0, 1, 2
 """nvinfer1::DataType."""
@@ -20,7 +26,7 @@ BUILD, RUNTIME = 0, 1
 INVALID_ARGUMENT, FAILED_EXECUTION = 3, 7
 """nvinfer1::ErrorCode."""
 FINDS, FINDS_NOTHING, THROWS, ABSENT = range(4)
-"""v3_harness.cpp's FinderKind."""
+"""harness.cpp's FinderKind."""
 
 Combination = tuple[tuple[int, int], ...]
 """Type and format of x, offset_mask, weight, bias and y."""
@@ -156,6 +162,9 @@ class Plugin:
         return attributes_in(self.serialized())
 
 
+Create = Callable[..., Plugin | None]
+
+
 def attributes_in(fields: Sequence[Field]) -> tuple[int, float]:
     groups, slope = fields
     assert (groups.name, groups.type, groups.length) == (b"offset_groups", INT32_FIELD, 1)
@@ -175,6 +184,21 @@ def attributes(groups: int = op.OFFSET_GROUPS, slope: float = op.NEGATIVE_SLOPE)
         field("offset_groups", c_int32(groups), INT32_FIELD),
         field("negative_slope", c_float(slope), FLOAT32_FIELD),
     ]
+
+
+def configure(
+    build: Path, *options: str, environment: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"not built: {tool} absent")
+    command = ["cmake", "-S", str(SOURCE), "-B", str(build), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def one_line(text: str) -> str:
+    """CMake breaks a message into lines."""
+    return " ".join(text.split())
 
 
 def load(harness: Path, library: Path) -> Any:

@@ -1,6 +1,6 @@
 """The C++ plugin's launches, compiled by g++ and run on the CPU: which kernel, its grid, its arguments and their order.
 
-Neither TensorRT's headers nor nvcc are needed: what the plugin does before a launch is test_tensorrt_v3.py's.
+Neither TensorRT's headers nor nvcc are needed: what the plugin does before a launch is for the other tests here.
 """
 
 import ctypes
@@ -19,10 +19,10 @@ from tests.plugins.cpu_shim.build import FLAGS, SHIM, Array, Fenced, compiler
 from tests.plugins.cpu_shim.cases import Case, check
 
 V3 = launch.KERNELS.parent / "tensorrt_v3"
-CPU = Path(__file__).resolve().parent / "v3" / "cpu"
+CPU = Path(__file__).resolve().parent / "cpu"
 MARGIN, MARK = 512, 7.5
 SUCCESS, INVALID_VALUE = 0, 1
-"""cudaError_t of v3/cpu/cuda_runtime_api.h."""
+"""cudaError_t of cpu/cuda_runtime_api.h."""
 
 
 class Problem(ctypes.Structure):
