@@ -28,7 +28,6 @@ from common.machine import cpu_name
 from runtime.engines import Engine, open_engine
 from runtime.infer import DEFAULT_ENGINE
 
-
 app = cli.application("Latency of models on this machine.")
 
 

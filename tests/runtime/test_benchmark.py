@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-from common.errors import InputError
 from runtime.benchmark import time_in_turn
 from runtime.engines import Engine
 
