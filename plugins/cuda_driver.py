@@ -132,10 +132,9 @@ def _function(kernel: launches.Kernel, device: int) -> Any:
     arch = nvrtc.architecture(number)
     compiled = nvrtc.compile_kernel(kernel, arch)
     driver = _driver()
-    mode = (
-        driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    )  # a graph may be on its way, and loading is not in it
-    status, mode = driver.cuThreadExchangeStreamCaptureMode(mode)
+    # A graph may be on its way, which loading is no part of.
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    status, mode = driver.cuThreadExchangeStreamCaptureMode(relaxed)
     check(status, "set the capture mode")
     try:
         module = load(compiled.cubin if arch == number else compiled.ptx, kernel.source)
