@@ -5,6 +5,7 @@ A kernel is compiled by NVRTC for the GPU at hand when it is first launched ther
 
 import ctypes
 import statistics
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -123,6 +124,19 @@ def fastest(
                 events[kernel].append((start, end))
         torch.cuda.current_stream().synchronize()
     return min(kernels, key=lambda kernel: statistics.median(a.elapsed_time(b) for a, b in events[kernel]))
+
+
+@cache
+def usable(device: torch.device) -> bool:
+    """Whether kernels can be compiled for a CUDA device here; warns once, saying what is missing, where they cannot."""
+    try:
+        nvrtc.load_nvrtc()
+        nvrtc.architecture(nvrtc.capability(*torch.cuda.get_device_capability(device)))
+        _driver()
+    except DependencyError as error:
+        warnings.warn(f"torchvision's deformable convolution runs in place of our kernels: {error}", stacklevel=2)
+        return False
+    return True
 
 
 @cache

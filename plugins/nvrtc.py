@@ -74,7 +74,7 @@ def compile_source(name: str, source: str, arch: int, macros: Mapping[str, str])
 
     Raises CompileError with NVRTC's messages, DependencyError where its wheels are missing.
     """
-    nvrtc, include = _nvrtc()
+    nvrtc, include = load_nvrtc()
     options = [f"--gpu-architecture=sm_{arch}", "--std=c++17", f"--include-path={include}", "--ptxas-options=-v"]
     options += [f"--include-path={launch.KERNELS}"]
     options += [f"--define-macro={macro}={value}" for macro, value in macros.items()]
@@ -111,8 +111,8 @@ def parse_usage(log: str) -> Iterator[Usage]:
         )
 
 
-def _nvrtc() -> tuple[Any, str]:
-    """NVRTC's bindings and the folder of CUDA's headers."""
+def load_nvrtc() -> tuple[Any, str]:
+    """NVRTC's bindings and the folder of CUDA's headers. Raises DependencyError where something is missing."""
     try:
         from cuda.bindings import nvrtc
         from cuda.pathfinder import DynamicLibNotFoundError, find_nvidia_header_directory

@@ -1,7 +1,8 @@
 """The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
 
-On CPU tensors `plugins.reference` computes it. On CUDA tensors the node runs our kernels in fp32 and fp16; in training,
-torchvision's does it, which is always fed fp32: its half-precision kernel computes sampling coordinates in half.
+On CPU tensors `plugins.reference` computes it. On CUDA tensors the node runs our kernels in fp32 and fp16. In training,
+and where our kernels cannot be compiled for the GPU, torchvision's does it, which is always fed fp32: its
+half-precision kernel computes sampling coordinates in half.
 """
 
 from typing import Any
@@ -69,9 +70,10 @@ def _node(
     shape = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
     if 0 in shape:
         return x.new_empty(shape)
-    if x.is_cuda and x.dtype in PRECISIONS:
+    if x.is_cuda and x.dtype in PRECISIONS and cuda_driver.usable(x.device):
         return kernel_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
-    return _in_type_of_x(x, offset_mask, weight, bias, offset_groups, negative_slope).contiguous()
+    y = _in_type_of_x(x, offset_mask, weight, bias, offset_groups, negative_slope)
+    return y.contiguous(memory_format=_order(x, weight))
 
 
 @_node.register_fake
@@ -79,9 +81,7 @@ def _(
     x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
 ) -> Tensor:
     shape = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
-    channels_last = x.device.type == "cuda" and _layout(x, weight) == "hwc8"
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_order(x, weight))
 
 
 PRECISIONS: dict[torch.dtype, launch.Precision] = {torch.float32: "fp32", torch.float16: "fp16"}
@@ -120,6 +120,12 @@ def kernel_form(
         _chosen[key] = cuda_driver.fastest(kernels, *tensors, y, offset_groups) if len(kernels) > 1 else kernels[0]
     cuda_driver.launch(_chosen[key], *tensors, y, offset_groups)
     return y
+
+
+def _order(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Of the node's y in memory, whoever computes it: the compiler wants to know it before."""
+    channels_last = x.device.type == "cuda" and _layout(x, weight) == "hwc8"
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _layout(x: Tensor, weight: Tensor) -> launch.Layout:

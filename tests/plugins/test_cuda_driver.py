@@ -177,3 +177,13 @@ def test_an_unknown_gpu_gets_the_newest_kernels_that_it_runs(found: int, compile
 def test_a_gpu_before_turing_is_refused() -> None:
     with pytest.raises(DependencyError, match=r"7\.5 \(Turing\) or later, found 7\.0"):
         nvrtc.architecture(70)
+
+
+def test_a_gpu_that_runs_no_kernel_of_ours_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 7)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    with pytest.warns(UserWarning, match=r"torchvision's deformable convolution runs.*Turing.*found 7\.0"):
+        assert not cuda_driver.usable(device)
+    assert not cuda_driver.usable(device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    assert cuda_driver.usable(torch.device("cuda", 6))
