@@ -1,7 +1,47 @@
-"""What machine this is, for the figures that are measured on it."""
+"""What machine this is: for the figures that are measured on it, and for the plans that it runs."""
 
 import platform
+from dataclasses import dataclass
 from pathlib import Path
+
+from common.errors import DependencyError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU. compute_capability: such as "8.9"."""
+
+    name: str
+    compute_capability: str
+
+    @property
+    def number(self) -> int:
+        """Ten times the compute capability."""
+        return int(self.compute_capability.replace(".", ""))
+
+
+def gpu() -> Gpu:
+    """This thread's current GPU, or the first where none is current; no package but cuda-bindings is asked.
+
+    Raises DependencyError where there is no driver or no GPU.
+    """
+    try:
+        from cuda.bindings import driver
+
+        found = driver.cuInit(0)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: cuda.pathfinder finds no libcuda
+        raise DependencyError(f"expected an NVIDIA driver, found none that loads ({error})") from error
+    if not int(found[0]):
+        found = driver.cuCtxGetDevice()
+        if int(found[0]):  # no context is current
+            found = driver.cuDeviceGet(0)
+    if int(found[0]):
+        raise DependencyError(f"expected an NVIDIA GPU, found none ({found[0].name})")
+    _, name = driver.cuDeviceGetName(256, found[1])
+    wanted = driver.CUdevice_attribute
+    _, major = driver.cuDeviceGetAttribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, found[1])
+    _, minor = driver.cuDeviceGetAttribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, found[1])
+    return Gpu(name.rstrip(b"\0").decode(), f"{major}.{minor}")
 
 
 def cpu_name() -> str:

@@ -1,6 +1,7 @@
 """From an ONNX model to a serialised engine, by either library: parsed, its types checked, built."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ import onnx
 from onnx import TensorProto
 
 from common.errors import ModelError
+from common.plan_sidecar import TensorInfo
+from common.tensorrt_library import Backend, Log, load_library, logger
 from export.plan_graph import image_shape
-from export.plan_library import Backend, Log, load_library, logger, progress
+from export.plan_progress import progress
 from export.plan_types import Precision, is_op
 from plugins import onnx_op
 
@@ -42,8 +45,8 @@ class Plan:
     """Of the library that made it, the only one that runs it."""
     activation_bytes: int | None
     """Device memory of one context, beside the weights; None where the library did not tell."""
-    tensors: dict[str, list[dict[str, Any]]]
-    """Of `inputs` and `outputs`: name, type, format and the shapes min, opt and max."""
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
 
 
 class Target(ABC):
@@ -69,7 +72,7 @@ class Target(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """For the sidecar: compute_capabilities, gpu, plugin and kernels_sha256."""
+        """The sidecar's compute_capabilities, gpu, plugin and kernels_sha256."""
 
 
 def build(target: Target, model: onnx.ModelProto, precision: Precision, sizes: Sizes) -> Plan:
@@ -96,11 +99,11 @@ def build(target: Target, model: onnx.ModelProto, precision: Precision, sizes: S
             config.clear_flag(trt.BuilderFlag.TF32)
         for tensor in (network.get_input(0), network.get_output(0)):
             tensor.allowed_formats = 1 << int(trt.TensorFormat.LINEAR)
-        tensors = _describe(stated.graph, sizes)
+        inputs, outputs = (_describe(values, sizes) for values in (stated.graph.input, stated.graph.output))
         if not sizes.fixed:
             profile = builder.create_optimization_profile()
-            for entry in tensors["inputs"]:
-                profile.set_shape(entry["name"], entry["min"], entry["opt"], entry["max"])
+            for tensor in inputs:
+                profile.set_shape(tensor.name, tensor.min, tensor.opt, tensor.max)
             config.add_optimization_profile(profile)
         target.configure(trt, config, log)
         data = builder.build_serialized_network(network, config)
@@ -108,7 +111,7 @@ def build(target: Target, model: onnx.ModelProto, precision: Precision, sizes: S
             raise log.failure("cannot build this plan")
     activation_bytes = target.finish(trt, config, data, precision)
     print(f"all {checked} convolutions compute in {precision}, the sampling of {ops} deformable ones in fp32")
-    return Plan(data, trt.__version__, activation_bytes or log.activation_bytes, tensors)
+    return Plan(data, trt.__version__, activation_bytes or log.activation_bytes, inputs, outputs)
 
 
 def check_types(trt: Any, network: Any, precision: Precision, ops: int) -> int:
@@ -164,18 +167,14 @@ def _weights_type(trt: Any, layer: Any) -> set[Any]:
     return {types[weights.dtype.name] for weights in (layer.kernel, layer.bias) if np.size(weights)}
 
 
-def _describe(graph: onnx.GraphProto, sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
-    """Inputs and outputs for the sidecar."""
+def _describe(values: Sequence[onnx.ValueInfoProto], sizes: Sizes) -> tuple[TensorInfo, ...]:
+    """Inputs or outputs for the sidecar."""
 
-    def entry(value: onnx.ValueInfoProto) -> dict[str, Any]:
-        shapes = {
-            name: image_shape(value, height, width)
-            for name, (width, height) in (("min", sizes.least), ("opt", sizes.usual), ("max", sizes.most))
-        }
-        element = TYPE_NAMES[value.type.tensor_type.elem_type]
-        return {"name": value.name, "type": element, "format": "linear", **shapes}
+    def describe(value: onnx.ValueInfoProto) -> TensorInfo:
+        shapes = (image_shape(value, height, width) for width, height in (sizes.least, sizes.usual, sizes.most))
+        return TensorInfo(value.name, TYPE_NAMES[value.type.tensor_type.elem_type], "linear", *shapes)
 
-    return {"inputs": [entry(v) for v in graph.input], "outputs": [entry(v) for v in graph.output]}
+    return tuple(map(describe, values))
 
 
 def _parse_error(parser: Any, log: Log) -> ModelError:

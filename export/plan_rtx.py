@@ -7,13 +7,15 @@ from typing import Any
 import onnx
 
 from common.errors import InputError
+from common.machine import gpu
+from common.plan_sidecar import AND_LATER
+from common.tensorrt_library import Backend, Log, load_library
 from export.plan_build import Sizes, Target
 from export.plan_graph import with_grid_sample
-from export.plan_library import Backend, Log, gpu, load_library
 from export.plan_types import Precision
 
 CURRENT = "current"
-DEFAULT = "8.0 and later"
+DEFAULT = f"8.0{AND_LATER}"
 """What the library builds for where nothing is asked: Ampere, Ada, Blackwell and what follows."""
 TURING = "7.5"
 
@@ -60,7 +62,7 @@ class RtxTarget(Target):
         return None  # an engine loads on a GPU alone; the builder's log tells the memory
 
     def facts(self) -> dict[str, Any]:
-        capabilities = [self.gpu["compute_capability"]] if self.gpu else list(self.capabilities or (DEFAULT,))
+        capabilities = (self.gpu.compute_capability,) if self.gpu else self.capabilities or (DEFAULT,)
         return {"compute_capabilities": capabilities, "gpu": self.gpu, "plugin": None, "kernels_sha256": None}
 
     @staticmethod

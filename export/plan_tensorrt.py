@@ -19,9 +19,10 @@ from rich.table import Table
 
 from common.errors import InputError, ModelError
 from common.files import sha256, write_whole
+from common.machine import gpu
+from common.tensorrt_library import STDERR, Backend, Log, load_library, logger
 from export.plan_build import Sizes, Target
 from export.plan_graph import with_plugin
-from export.plan_library import STDERR, Backend, Log, gpu, load_library, logger
 from export.plan_types import Precision, is_convolution
 from plugins import launch, op
 
@@ -100,7 +101,7 @@ class TensorRTTarget(Target):
         else:
             plugin, kernels = {"kind": "library", "file": self.plugin.name, "sha256": sha256(self.plugin)}, None
         return {
-            "compute_capabilities": [self.gpu["compute_capability"]],
+            "compute_capabilities": (self.gpu.compute_capability,),
             "gpu": self.gpu,
             "plugin": plugin,
             "kernels_sha256": kernels,

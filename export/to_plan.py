@@ -10,6 +10,7 @@ images. Whatever types the file has, the plan computes in those of `--precision`
 sampling and the last addition in fp32; every layer that the library has parsed is checked for it.
 """
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,14 +18,15 @@ import typer
 
 from common import cli
 from common.errors import InputError
+from common.files import sha256
 from common.padding import MULTIPLE
+from common.plan_sidecar import Sidecar, plan_files, sidecar_path
+from common.tensorrt_library import NAMES, Backend
 
 with cli.needs("dev", __name__):
     from export.plan_build import Sizes, Target, build
     from export.plan_graph import bytes_at_edges, load_network, set_size
-    from export.plan_library import NAMES, Backend
     from export.plan_rtx import RtxTarget
-    from export.plan_sidecar import plan_files, sidecar_path, write_plan
     from export.plan_tensorrt import TensorRTTarget
     from export.plan_types import Precision, retype
 
@@ -78,12 +80,27 @@ def write(model: Path, path: Path, target: Target, precision: Precision, sizes: 
         width, height = sizes.most
         set_size(network, *((height, width) if sizes.fixed else ("height", "width")))
         plan = build(target, network, precision, sizes)
-        sidecar = write_plan(plan, target, precision, model, details, files)
+        temporary, sidecar_file = files
+        temporary.write_bytes(plan.data)
+        sidecar = Sidecar(
+            plan_sha256=sha256(temporary),
+            backend=target.backend,
+            version=plan.version,
+            precision=str(precision),
+            inputs=plan.inputs,
+            outputs=plan.outputs,
+            **target.facts(),
+            activation_bytes=plan.activation_bytes,
+            onnx={"file": model.name, "sha256": sha256(model)},
+            model=details,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        sidecar_file.write_text(sidecar.dumps())
     memory = "not told" if plan.activation_bytes is None else f"{plan.activation_bytes / 1e6:.0f} MB"
     print(
         f"{path} and {sidecar_path(path).name}: {path.stat().st_size / 1e6:.1f} MB, {NAMES[target.backend]} "
         f"{plan.version}, {precision}, {_label(sizes)}, activation memory {memory}, compute capability "
-        f"{', '.join(sidecar['compute_capabilities'])}"
+        f"{', '.join(sidecar.compute_capabilities)}"
     )
 
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from common.errors import DependencyError, InputError, ModelError
+from common.machine import gpu
 from plugins import launch, nvrtc, op
 
 MINIMUM = (11, 4)
@@ -235,30 +236,13 @@ def target() -> int:
     if _arch is not None:
         number = _arch
     elif text is None:
-        number = _gpu()
+        try:
+            number = gpu().number
+        except DependencyError as error:
+            hint = f"set {ARCH_VARIABLE} to a compute capability such as 89 to build without it"
+            raise DependencyError(f"{error}; {hint}") from error
     elif text.isdecimal():
         number = int(text)
     else:
         raise InputError(f"{ARCH_VARIABLE}: expected a compute capability such as 89, found {text!r}")
     return nvrtc.architecture(number)
-
-
-def _gpu() -> int:
-    """Ten times the compute capability of this thread's current GPU, or of the first where none is current."""
-    hint = f"set {ARCH_VARIABLE} to a compute capability such as 89 to build without it"
-    try:
-        from cuda.bindings import driver
-
-        found = driver.cuInit(0)
-    except (ImportError, RuntimeError) as error:  # where libcuda is missing it is a RuntimeError
-        raise DependencyError(f"expected an NVIDIA driver to ask for the GPU, found none ({error}); {hint}") from error
-    if not int(found[0]):
-        found = driver.cuCtxGetDevice()
-        if int(found[0]):  # no context is current
-            found = driver.cuDeviceGet(0)
-    if int(found[0]):
-        raise DependencyError(f"expected an NVIDIA GPU, found none ({found[0].name}); {hint}")
-    wanted = driver.CUdevice_attribute
-    _, major = driver.cuDeviceGetAttribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, found[1])
-    _, minor = driver.cuDeviceGetAttribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, found[1])
-    return nvrtc.capability(major, minor)

@@ -4,8 +4,8 @@ with Denoiser("assets/blind_color.onnx") as denoiser:
     clean = denoiser.denoise(noisy)  # (H, W), (H, W, 3) or (N, H, W, 3); uint8, uint16 or float
 """
 
+import contextlib
 import os
-from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,26 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError, ModelError
-from common.padding import MULTIPLE, pad_to_multiple
+from common.padding import MULTIPLE, pad_to
 from runtime.engines import Engine, open_engine
-
-WORKING_PIXELS = 512 * 512
-"""Pixels that go through the network at once unless a tile size is given. In ONNX Runtime in fp32 SADNet was measured
-to need 6 KB a pixel, 12 KB once the allocator has settled: 3 GB at most, on any machine, and the output depends on
-no machine. Larger pieces were measured to be no faster on a CPU."""
-
-TILE = 512
-"""Height and width of the tiles of a larger picture."""
-
-OVERLAP = 128
-"""Pixels that neighbouring tiles share. The seam lies in their middle, so every pixel kept is 64 or more from a border
-that is not the picture's. The network sees further, but hardly: with the bundled model tiles of 256 changed the sample
-photo by at most 0.2/255 at this overlap, by 2/255 at 64 and by 4/255 at 32."""
+from runtime.engines.base import Images
+from runtime.tiles import TILE, WORKING_PIXELS, Window, choose_tile, cut, padded_size
 
 SMALLEST_TILE = 64
 
 T = TypeVar("T", bound=np.generic)
-Span = tuple[int, int, int]  # where a tile starts; of it, what is kept: from, to (exclusive)
 
 _SCALES = {np.dtype(kind): scale for kind, scale in (("u1", 255), ("u2", 65535), ("f2", 1), ("f4", 1), ("f8", 1))}
 _HIGHEST = 16.0  # noisy samples leave [0, 1] a little; samples of [0, 255] are a mistake
@@ -42,9 +30,10 @@ class Denoiser:
     """A loaded model that denoises arrays. `denoise` may be called from several threads at once.
 
     Args:
-        engine: a model file, which is opened here and closed by `close`, or an open engine, which stays its owner's.
-        tile: side of the square tiles in pixels, a multiple of 8, at least 64. None or 0: the whole picture where
-            it has no more than `WORKING_PIXELS`, tiles of `TILE` where it has. Ignored by an engine of one size.
+        engine: a model file or a folder of plans, which is opened here and closed by `close`, or an open engine, which
+            stays its owner's.
+        tile: side of the square tiles in pixels, a multiple of 8, at least 64. None or 0: chosen, see
+            `runtime.tiles.choose_tile`. An engine that does not take that size gets the nearest that it takes.
         overlap: pixels that neighbouring tiles share, a multiple of 8; None: `OVERLAP`, or half a small tile.
         threads: CPU threads of an engine that is opened here; None leaves them to the engine.
 
@@ -82,27 +71,37 @@ class Denoiser:
         that are not finite, or colour on a gray model; ModelError where the network cannot be run.
         """
         check_strength(strength)
-        _check_image(image, self.engine.channels)
+        _check_image(image, self.engine)
         result = np.empty(image.shape, image.dtype)
-        planes, output = _as_planes(image), _as_planes(result)
-        size, (height, width) = self.engine.size, planes.shape[-2:]
-        padded = pad_to_multiple(planes) if size is None else _pad_to_least(planes, size)
-        tile = self._tile_size(padded.shape[-2], padded.shape[-1])
+        # 8-bit engines take a colour picture's bytes as they are
+        as_bytes = image.dtype == np.uint8 and self.engine.io == "uint8" and strength == 1 and image.ndim > 2
+        axes = (1, 2) if as_bytes else (2, 3)
+        planes, output = (
+            array.reshape(-1, *array.shape[-3:]) if as_bytes else _as_planes(array) for array in (image, result)
+        )
+        size = planes.shape[axes[0]], planes.shape[axes[1]]
+        tile = choose_tile(size, self.engine.sizes, self._tile, self._overlap)
+        padded = pad_to(planes, padded_size(size, tile), axes)
         batch = max(1, WORKING_PIXELS // (tile[0] * tile[1]))
-        for top, first_row, last_row in _spans(padded.shape[-2], tile[0], self._shared(tile[0])):
-            for left, first_column, last_column in _spans(padded.shape[-1], tile[1], self._shared(tile[1])):
-                rows = slice(first_row, min(last_row, height))
-                columns = slice(first_column, min(last_column, width))
-                inner = (
-                    ...,
-                    slice(rows.start - top, rows.stop - top),
-                    slice(columns.start - left, columns.stop - left),
-                )
-                if rows.start >= rows.stop or columns.start >= columns.stop:
-                    continue  # nothing but padding
-                for start in range(0, len(padded), batch):
-                    piece = padded[start : start + batch, :, top : top + tile[0], left : left + tile[1]]
-                    output[start : start + batch, :, rows, columns] = self._denoise_piece(piece, strength, inner)
+        parts = [
+            (slice(first, first + batch), piece)
+            for piece in cut(size, tile, self._overlap)
+            for first in range(0, len(planes), batch)
+        ]
+
+        def at(window: Window, images: slice = slice(None)) -> tuple[slice, ...]:
+            return (images, *window) if as_bytes else (images, slice(None), *window)
+
+        given = (padded[at(piece.given, images)] for images, piece in parts)
+        fed = given if as_bytes else map(self._samples, given)
+        with contextlib.closing(
+            self.engine.stream(fed)
+        ) as stream:  # an engine may hold something for what is on its way
+            for (images, piece), clean in zip(parts, stream, strict=True):
+                kept = clean[at(piece.inner)]
+                if not as_bytes:
+                    kept = self._finished(kept, planes[at(piece.kept, images)], strength)
+                output[at(piece.kept, images)] = kept
         return result
 
     def close(self) -> None:
@@ -118,34 +117,23 @@ class Denoiser:
     ) -> None:
         self.close()
 
-    def _tile_size(self, height: int, width: int) -> tuple[int, int]:
-        """The one size of all tiles of a padded picture."""
-        if self.engine.size is not None:
-            return self.engine.size
-        if self._tile is None and height * width <= WORKING_PIXELS:
-            return height, width
-        side = self._tile or TILE
-        return min(side, height), min(side, width)
+    def _samples(self, planes: NDArray[Any]) -> Images:
+        """N,C,H,W samples of any type as floats in [0, 1], of as many channels as the network's."""
+        noisy = np.divide(planes, _SCALES[planes.dtype], dtype=np.float32)
+        return np.repeat(noisy, self.engine.channels, axis=1) if noisy.shape[1] == 1 else noisy
 
-    def _shared(self, side: int) -> int:
-        most = side // 2 // MULTIPLE * MULTIPLE
-        return min(OVERLAP, most) if self._overlap is None else min(self._overlap, most)
-
-    def _denoise_piece(self, piece: NDArray[T], strength: float, inner: tuple[Any, ...]) -> NDArray[T]:
-        """Run N,C,H,W samples of any type; returns those at `inner`, in the same type."""
-        scale = _SCALES[piece.dtype]
-        noisy = np.divide(piece, scale, dtype=np.float32)
-        gray = noisy.shape[1] == 1
-        fed = np.repeat(noisy, self.engine.channels, axis=1) if gray else noisy
-        clean = self.engine.run(np.ascontiguousarray(fed))[inner]
-        if gray:
+    def _finished(self, clean: Images, noisy: NDArray[T], strength: float) -> NDArray[T]:
+        """The network's N,C,H,W output in the type of `noisy`, as many channels, blended by `strength`."""
+        scale = _SCALES[noisy.dtype]
+        if noisy.shape[1] == 1:
             clean = clean.mean(axis=1, keepdims=True)
         if not np.isfinite(clean).all():
             raise ModelError(f"{self.engine.name}: the network's output is not finite: is the model file damaged?")
         if strength != 1:
-            clean = noisy[inner] + np.float32(strength) * (clean - noisy[inner])
+            before = np.divide(noisy, scale, dtype=np.float32)
+            clean = before + np.float32(strength) * (clean - before)
         clean = np.clip(clean, 0, 1)
-        result: NDArray[T] = (clean if scale == 1 else np.rint(clean * scale)).astype(piece.dtype)
+        result: NDArray[T] = (clean if scale == 1 else np.rint(clean * scale)).astype(noisy.dtype)
         return result
 
 
@@ -166,15 +154,20 @@ def check_strength(strength: float) -> None:
         raise InputError(f"strength: expected 0 (the input) to 1 (denoised), found {strength}")
 
 
-def _check_image(image: NDArray[Any], channels: int) -> None:
+def _check_image(image: NDArray[Any], engine: Engine) -> None:
     if image.dtype not in _SCALES:
         raise InputError(f"expected samples of uint8, uint16 or a float type, found {image.dtype}")
     if image.ndim not in (2, 3, 4) or (image.ndim > 2 and image.shape[-1] != 3):
         raise InputError(f"expected an array of (H, W), (H, W, 3) or (N, H, W, 3), found {image.shape}")
     if image.size == 0:
         raise InputError(f"expected at least one pixel, found an array of {image.shape}")
-    if image.ndim > 2 and channels == 1:
+    if image.ndim > 2 and engine.channels == 1:
         raise InputError("expected a gray picture, because the model is for gray ones, found colour")
+    if image.dtype == np.uint16 and engine.io == "uint8":
+        raise InputError(
+            "expected an 8-bit picture, because the model's images have 8 bits, found 16: use a model exported with "
+            "--io float32"
+        )
     if image.dtype.kind == "f":
         if not np.isfinite(image).all():
             raise InputError("expected finite samples, found NaN or infinity")
@@ -185,21 +178,3 @@ def _check_image(image: NDArray[Any], channels: int) -> None:
 def _as_planes(image: NDArray[T]) -> NDArray[T]:
     """An N,C,H,W view of an array that `denoise` takes."""
     return image[None, None] if image.ndim == 2 else np.moveaxis(image.reshape(-1, *image.shape[-3:]), -1, 1)
-
-
-def _pad_to_least(planes: NDArray[T], size: tuple[int, int]) -> NDArray[T]:
-    """Pad as `pad_to_multiple`, and each axis to the engine's `size` where it is smaller."""
-    height, width = planes.shape[-2:]
-    tall = pad_to_multiple(planes, size[0] if height < size[0] else MULTIPLE)[..., :width]
-    return pad_to_multiple(tall, size[1] if width < size[1] else MULTIPLE)[..., : tall.shape[-2], :]
-
-
-def _spans(length: int, tile: int, overlap: int) -> list[Span]:
-    """Tiles along one axis: all are of size `tile`, start at multiples of 8, and keep what no other one keeps.
-
-    The network is equivariant to shifts of 8 pixels only: the last tile, which is moved back to end with the
-    picture, starts at a multiple of 8 because `length`, `tile` and `overlap` are.
-    """
-    starts = [*range(0, length - tile, tile - overlap), length - tile]
-    seams = [0, *((before + tile + after) // 2 for before, after in pairwise(starts)), length]
-    return list(zip(starts, seams[:-1], seams[1:], strict=True))

@@ -3,30 +3,56 @@
 import os
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import DependencyError, InputError
 from runtime.engines.base import Engine
 
 __all__ = ["Engine", "open_engine"]
 
+KINDS = ".onnx, .plan or .safetensors, or a folder of plans"
+
 
 def open_engine(path: str | os.PathLike[str], threads: int | None = None) -> Engine:
-    """Load a model file with the engine that its name ending asks for: ONNX Runtime for `.onnx`.
+    """Load a model with the engine that its name asks for.
+
+    .onnx          ONNX Runtime, on a GPU where the installed build has CUDA
+    .plan          TensorRT or TensorRT-RTX, whichever built it
+    a folder       all plans in it, of one network; each picture goes to the one that suits its size best
+    .safetensors   PyTorch, for who trains; in half precision on a GPU
 
     `threads` is how many CPU threads it uses; None leaves that to the engine.
-    Raises InputError where the file is missing or of no known kind, ModelError where it holds no SADNet,
-    DependencyError where the engine's package is not installed.
+    Raises InputError where the file is missing or of no known kind, ModelError where it holds no SADNet or the plan is
+    for another machine, DependencyError where the engine's package or its GPU is missing.
     """
     path = Path(path)
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, found {threads}")
-    if path.suffix.lower() != ".onnx":
-        raise InputError(f"{path}: expected a model file ending in .onnx, found {path.suffix or 'no ending'!r}")
     try:
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise InputError(f"{path}: expected an ONNX model file, found {found}")
+        is_folder, is_file = path.is_dir(), path.is_file()
+        plans = sorted(path.glob("*.plan")) if is_folder else [path]
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise InputError(f"{path}: expected an ONNX model file, cannot read it: {error.strerror}") from error
-    from runtime.engines.ort import OrtEngine
+        raise InputError(f"{path}: expected a model file, cannot read it: {error.strerror}") from error
+    kind = path.suffix.lower()
+    if is_folder:
+        if not plans:
+            raise InputError(
+                f"{path}: expected a folder of plans, found none ending in .plan: export/to_plan.py builds them"
+            )
+        kind = ".plan"
+    elif kind not in (".onnx", ".plan", ".safetensors"):
+        raise InputError(f"{path}: expected a model file ending in {KINDS}, found {path.suffix or 'no ending'!r}")
+    elif not is_file:
+        raise InputError(f"{path}: expected a model file, found no such file")
+    if kind == ".plan":
+        from runtime.engines.tensorrt import TensorRTEngine
 
-    return OrtEngine(path, threads)
+        return TensorRTEngine(plans)
+    if kind == ".onnx":
+        from runtime.engines.ort import OrtEngine
+
+        return OrtEngine(path, threads)
+    try:
+        # The one place where runtime knows of training: nobody else has the network that the weights are of.
+        from runtime.engines.torch import open_weights
+    except ImportError as error:
+        raise DependencyError(f"{path}: expected PyTorch to run weights, found none ({error}): run make dev") from error
+    return open_weights(path, threads)

@@ -6,14 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from common.contract import METADATA_KEY
 from common.errors import DependencyError, ModelError
-from runtime.engines.base import Engine
+from runtime.engines.base import Engine, Images, Io, SizeRange, size_of
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_TYPES: dict[str, Io] = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
 class OrtEngine(Engine):
@@ -43,25 +40,22 @@ class OrtEngine(Engine):
         self.details = self._check(session)
         self._session = session
         self._input = session.get_inputs()[0].name
-        self._dtype = _TYPES[session.get_inputs()[0].type]
+        self.io = _TYPES[session.get_inputs()[0].type]
         _, self.channels, *sides = _planar_shape(session.get_inputs()[0])
-        self.size = (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
+        if all(isinstance(side, int) for side in sides):
+            self.sizes = (SizeRange((sides[0], sides[1]), (sides[0], sides[1])),)
         self.name = f"ONNX Runtime {ort.__version__}, {session.get_providers()[0].removesuffix('ExecutionProvider')}"
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, images: Images) -> Images:
         try:
-            if self._dtype == np.uint8:
-                pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-                (output,) = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})
-                scaled: NDArray[np.float32] = np.divide(output.transpose(0, 3, 1, 2), 255, dtype=np.float32)
-                return scaled
-            (output,) = self._session.run(None, {self._input: images.astype(self._dtype, copy=False)})
+            (output,) = self._session.run(None, {self._input: images})
+        # ONNX Runtime's own exceptions derive from Exception alone, one by one.
         except Exception as error:
-            height, width = images.shape[-2:]
+            height, width = size_of(images)
             raise ModelError(
                 f"{self.path}: cannot denoise {width}x{height} at once (--tile takes smaller pieces): {error}"
             ) from error
-        result: NDArray[np.float32] = output.astype(np.float32, copy=False)
+        result: Images = output
         return result
 
     def close(self) -> None:

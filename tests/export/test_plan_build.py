@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from common import tensorrt_library
 from common.errors import ModelError
-from export import plan_graph, plan_library
+from export import plan_graph
 from export.parity import ASSETS
 from export.plan_build import Sizes, build
 from export.plan_rtx import RtxTarget
@@ -81,7 +82,7 @@ def test_what_the_builder_says_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_log_shows_warnings_and_keeps_errors(capfd: pytest.CaptureFixture[str]) -> None:
-    log = plan_library.Log("TensorRT-RTX")
+    log = tensorrt_library.Log("TensorRT-RTX")
     log.take("WARNING", "a [strange] thing")
     log.take("VERBOSE", "chatter")
     log.take("INFO", "Total Activation Memory: 123 bytes")

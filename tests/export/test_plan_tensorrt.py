@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,15 +20,16 @@ from onnx import helper
 from common import cli
 from common.errors import ModelError
 from common.files import sha256
+from common.machine import Gpu
+from common.tensorrt_library import Backend, logger
 from export import plan_build, plan_graph, plan_tensorrt, to_plan
 from export.parity import ASSETS
-from export.plan_library import Backend, logger
 from export.plan_tensorrt import check_layers, inspected_layers, kernels_sha256, print_layers, type_of
 from export.plan_types import is_op
 from plugins import launch
 
 BUNDLED = ASSETS / "blind_color.onnx"
-GPU = {"name": "a GPU", "compute_capability": "8.9"}
+GPU = Gpu("a GPU", "8.9")
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -91,7 +93,7 @@ def test_everything_but_plugin_and_engine(
     assert calls == ["register", "errors"]
     assert (tmp_path / "tensorrt.timing").exists()
     found = json.loads((tmp_path / "a.plan.json").read_text())
-    assert (found["backend"], found["gpu"], found["compute_capabilities"]) == ("tensorrt", GPU, ["8.9"])
+    assert (found["backend"], found["gpu"], found["compute_capabilities"]) == ("tensorrt", asdict(GPU), ["8.9"])
     assert (found["plugin"], found["kernels_sha256"]) == ({"kind": "ahead of time"}, kernels_sha256())
     assert found["plan_sha256"] == sha256(tmp_path / "a.plan")
     assert found["activation_bytes"] == 123456789

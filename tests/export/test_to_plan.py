@@ -18,10 +18,10 @@ from onnx import helper
 from common import cli
 from common.errors import DependencyError, OutputError
 from common.files import sha256
+from common.plan_sidecar import plan_files
 from export import to_plan
 from export.parity import ASSETS
 from export.plan_rtx import RtxTarget
-from export.plan_sidecar import plan_files
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ASSETS / "blind_color.onnx"

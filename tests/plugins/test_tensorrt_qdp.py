@@ -226,6 +226,7 @@ class TestWhereItIsBuilt:
         monkeypatch.setattr(driver, "cuInit", lambda _: (0,))
         monkeypatch.setattr(driver, "cuCtxGetDevice", lambda: (0, "second") if current else none)
         monkeypatch.setattr(driver, "cuDeviceGet", lambda _: (0, "first"))
+        monkeypatch.setattr(driver, "cuDeviceGetName", lambda *_: (0, b"GPU\0"))
         monkeypatch.setattr(driver, "cuDeviceGetAttribute", lambda kind, device: (0, capabilities[device, kind]))
         qdp.register()
         assert qdp.target() == (120 if current else 75)
@@ -238,7 +239,7 @@ class TestWhereItIsBuilt:
 
         qdp.register()
         monkeypatch.setattr(driver, "cuInit", missing)
-        with pytest.raises(DependencyError, match=r"expected an NVIDIA driver .* set SADNET_CUDA_ARCH"):
+        with pytest.raises(DependencyError, match=r"expected an NVIDIA driver.*; set SADNET_CUDA_ARCH"):
             qdp.target()
         monkeypatch.setattr(driver, "cuInit", lambda _: (driver.CUresult.CUDA_ERROR_NO_DEVICE,))
         with pytest.raises(DependencyError, match=r"expected an NVIDIA GPU, found none \(CUDA_ERROR_NO_DEVICE\)"):

@@ -1,5 +1,6 @@
 """Padding, tiles, types and rounding, against engines whose every sample is known."""
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from common.errors import InputError, ModelError
 from common.padding import pad_to_multiple
 from runtime import Denoiser
-from runtime.denoiser import OVERLAP, TILE, WORKING_PIXELS, _spans
 from runtime.engines import Engine
+from runtime.engines.base import Images, Io, Size, SizeRange, size_of
+from runtime.tiles import OVERLAP, TILE, WORKING_PIXELS, choose_tile, spans
 
 
 class Stub(Engine):
@@ -24,21 +26,21 @@ class Stub(Engine):
 
     name = "stub"
 
-    def __init__(self, channels: int = 3, size: tuple[int, int] | None = None, reach: int = 0) -> None:
-        self.channels, self.size, self.reach = channels, size, reach
+    def __init__(self, channels: int = 3, sizes: tuple[SizeRange, ...] = (SizeRange(),), reach: int = 0) -> None:
+        self.channels, self.sizes, self.reach = channels, sizes, reach
         self.shapes: list[tuple[int, ...]] = []
         self.closed = False
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        assert images.dtype == np.float32
+    def _run(self, images: Images) -> Images:
+        assert images.dtype == self.io
         assert images.flags.c_contiguous
-        assert images.shape[2] % 8 == images.shape[3] % 8 == 0
-        assert images.shape[1] == self.channels
-        assert self.size in (None, images.shape[2:])
+        height, width = size_of(images)
+        assert height % 8 == width % 8 == 0
+        assert images.shape[-1 if self.io == "uint8" else 1] == self.channels
+        assert any((height, width) in sizes for sizes in self.sizes)
         self.shapes.append(images.shape)
         if not self.reach:
             return images.copy()
-        height, width = images.shape[2:]
         factors = np.random.default_rng(0).random((8, 8)).astype(np.float32)
         multiple = np.tile(factors, (height // 8, width // 8))
         far = np.zeros_like(images)
@@ -94,11 +96,36 @@ def test_without_overlap_the_same_tiles_differ() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(sides, sides, st.sampled_from([(64, 64), (128, 72)]), st.integers(1, 16))
-def test_an_engine_of_one_size(height: int, width: int, size: tuple[int, int], reach: int) -> None:
+@given(
+    sides,
+    sides,
+    st.sampled_from([[((64, 64), (64, 64))], [((128, 72), (128, 72)), ((64, 64), (72, 96))], [((80, 64), (160, 96))]]),
+    st.integers(1, 16),
+    st.sampled_from([None, 64, 128]),
+)
+def test_engines_of_few_sizes(
+    height: int, width: int, sizes: list[tuple[Size, Size]], reach: int, tile: int | None
+) -> None:
     image = noise((2, height, width, 3), np.float32)
     expected = Denoiser(Stub(reach=reach)).denoise(image)
-    np.testing.assert_array_equal(Denoiser(Stub(size=size, reach=reach), overlap=32).denoise(image), expected)
+    engine = Stub(sizes=tuple(SizeRange(least, most) for least, most in sizes), reach=reach)
+    np.testing.assert_array_equal(Denoiser(engine, tile=tile, overlap=32).denoise(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "expected"),
+    [
+        ((320, 480), None, (320, 480)),  # the plan of just this size
+        ((321, 481), None, (328, 352)),  # two halves of the third, fewer pixels than one of 640x640
+        ((10, 10), None, (64, 64)),  # the least that the third takes
+        ((640, 700), None, (640, 352)),  # two of 352 columns, where the second plan would need two of 640
+        ((321, 481), 128, (128, 128)),
+    ],
+)
+def test_the_size_that_suits_best(size: Size, tile: int | None, expected: Size) -> None:
+    fixed = [SizeRange(side, side) for side in ((320, 480), (640, 640))]
+    ranges = [*fixed, SizeRange((64, 64), (640, 352))]
+    assert choose_tile(size, ranges, tile, overlap=0) == expected
 
 
 @given(st.integers(1, 400), st.integers(8, 40), st.integers(0, 20))
@@ -106,7 +133,7 @@ def test_spans_cover_every_row_once(length: int, tile: int, overlap: int) -> Non
     length, tile = 8 * max(length, tile), 8 * tile
     overlap = min(8 * overlap, tile // 2 // 8 * 8)
     end = 0
-    for start, first, last in _spans(length, tile, overlap):
+    for start, first, last in spans(length, tile, overlap):
         assert start % 8 == 0
         assert 0 <= start <= length - tile
         assert first == end < last
@@ -131,7 +158,7 @@ def test_automatic_tiles_bound_what_the_network_is_given() -> None:
 
 def test_the_engine_is_given_the_padding_that_everyone_uses() -> None:
     class Keeps(Stub):
-        def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        def _run(self, images: Images) -> Images:
             self.given = images
             return images
 
@@ -141,6 +168,57 @@ def test_the_engine_is_given_the_padding_that_everyone_uses() -> None:
     np.testing.assert_allclose(engine.given, expected, rtol=1e-6)
 
 
+class Bytes(Stub):
+    """An engine of 8-bit images, which inverts them."""
+
+    io: Io = "uint8"
+
+    def _run(self, images: Images) -> Images:
+        return 255 - super()._run(images)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sides, sides, st.sampled_from(["gray", "colour", "batch"]), st.sampled_from([None, 64]), st.booleans())
+def test_engines_of_8_bit_images(height: int, width: int, kind: str, tile: int | None, floats: bool) -> None:
+    shape = {"gray": (height, width), "colour": (height, width, 3), "batch": (2, height, width, 3)}[kind]
+    image = noise(shape)
+    given = image / np.float32(255) if floats else image
+    for channels in (1, 3) if kind == "gray" else (3,):
+        result = Denoiser(Bytes(channels), tile=tile).denoise(given)
+        assert result.dtype == given.dtype
+        np.testing.assert_allclose(result * (255 if floats else 1), 255.0 - image, atol=1e-3)
+
+
+def test_8_bit_images_reach_their_engine_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No float is made of them, which at video rates would cost more than the network."""
+    monkeypatch.setattr(np, "divide", None)
+    image = noise((70, 100, 3))
+    np.testing.assert_array_equal(Denoiser(Bytes()).denoise(image), 255 - image)
+
+
+def test_16_bit_pictures_are_not_made_8_bit_ones() -> None:
+    with pytest.raises(InputError, match="expected an 8-bit picture"):
+        Denoiser(Bytes()).denoise(np.zeros((8, 8, 3), np.uint16))
+
+
+def test_blending_works_on_8_bit_engines_too() -> None:
+    image = np.full((9, 9, 3), 100, np.uint8)
+    assert (Denoiser(Bytes()).denoise(image, 0.5) == 128).all()  # of 100 and 155, rounded to even
+
+
+def test_streams_overlap_in_the_denoiser() -> None:
+    """Tiles reach the engine as one stream, so that an engine can upload one while it computes another."""
+
+    class Looks(Stub):
+        def _stream(self, batches: Iterable[Images]) -> Iterator[Images]:
+            self.seen = list(batches)
+            return map(self._run, self.seen)
+
+    engine, image = Looks(), noise((200, 200, 3))
+    np.testing.assert_array_equal(Denoiser(engine, tile=64).denoise(image), image)
+    assert len(engine.seen) > 4
+
+
 class Fixed(Stub):
     """Gives the same value everywhere; channel c has c times `step` more."""
 
@@ -148,7 +226,7 @@ class Fixed(Stub):
         super().__init__()
         self.value, self.step = value, step
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, images: Images) -> Images:
         steps = self.step * np.arange(3, dtype=np.float32)[:, None, None]
         return np.broadcast_to(np.float32(self.value) + steps, images.shape).astype(np.float32)
 

@@ -209,7 +209,7 @@ def bad(tmp_path: Path, write_model: WriteModel) -> Path:
         ("zero.onnx", "found '.onnx'"),
         ("good.png --engine zero.onnx", "expected an ONNX model, found an empty file"),
         ("good.png --engine other.onnx", "is another network"),
-        ("good.png --engine missing.onnx", "expected an ONNX model file, found no such file"),
+        ("good.png --engine missing.onnx", "expected a model file, found no such file"),
         ("good.png --engine text.png", "ending in .onnx"),
         (f"{'x' * 300}.png", "File name too long"),
         (f"good.png --engine {'x' * 300}.onnx", "File name too long"),

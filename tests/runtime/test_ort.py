@@ -10,6 +10,7 @@ import pytest
 from common.errors import DependencyError, InputError, ModelError
 from runtime import Denoiser
 from runtime.engines import open_engine, ort
+from runtime.engines.base import SizeRange
 
 WriteModel = Callable[..., Path]
 
@@ -27,7 +28,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
 def test_runs_a_model(tmp_path: Path, write_model: WriteModel, channels: int, half: bool) -> None:
     images = np.random.default_rng(0).random((3, channels, 16, 24)).astype(np.float32)
     with open_engine(write_model(tmp_path / "m.onnx", channels=channels, half=half), threads=1) as engine:
-        assert (engine.channels, engine.size) == (channels, None)
+        assert (engine.channels, engine.sizes) == (channels, (SizeRange(),))
         assert "ONNX Runtime" in engine.name
         output = engine.run(images)
     assert output.dtype == np.float32
@@ -38,7 +39,7 @@ def test_a_model_of_one_size(tmp_path: Path, write_model: WriteModel) -> None:
     path = write_model(tmp_path / "m.onnx", size=(64, 96), op="Identity")
     image = np.random.default_rng(0).integers(0, 256, (100, 50, 3), dtype=np.uint8)
     with Denoiser(path) as denoiser:
-        assert denoiser.engine.size == (64, 96)
+        assert denoiser.engine.sizes == (SizeRange((64, 96), (64, 96)),)
         np.testing.assert_array_equal(denoiser.denoise(image), image)
 
 

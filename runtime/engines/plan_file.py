@@ -1,0 +1,145 @@
+"""A plan on disk: whether this machine runs it, told before the library sees it, and how to build it again if not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import DependencyError, InputError, ModelError
+from common.files import sha256
+from common.machine import Gpu, gpu
+from common.plan_sidecar import AND_LATER, Sidecar, read_sidecar, sidecar_path
+from common.tensorrt_library import NAMES, Backend, load_library, logger
+from runtime.engines.base import Io, Size, SizeRange
+
+PLUGIN_FOLDER = Path(__file__).resolve().parents[2] / "build" / "tensorrt_v3"
+"""Where `make plugin` leaves the C++ plugin, which is looked for beside the plan first."""
+_IO: dict[str, Io] = {"float32": "float32", "float16": "float16", "uint8": "uint8"}
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan that this machine runs; `open_plan` makes it."""
+
+    path: Path
+    sidecar: Sidecar
+    gpu: Gpu
+
+    @property
+    def io(self) -> Io:
+        """Type of its images."""
+        return _IO[self.sidecar.inputs[0].type]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What plans must have in common to be run as one engine: library, images, and the network's weights."""
+        model = self.sidecar.model
+        return (self.sidecar.backend, self.io, self.sidecar.inputs[0].channels, model.get("weights_sha256"))
+
+    @property
+    def sizes(self) -> SizeRange:
+        """What it takes."""
+        tensor = self.sidecar.inputs[0]
+        return SizeRange(tensor.size(tensor.min), tensor.size(tensor.max))
+
+    def describe(self) -> str:
+        """The sizes that it takes, in a message."""
+        least, most = self.sizes.least, self.sizes.most or self.sizes.least
+        return f"{_text(least)} only" if least == most else f"{_text(least)} to {_text(most)}"
+
+    def shape(self, size: Size) -> tuple[int, ...]:
+        """Of one image of this size, as the plan takes it."""
+        channels = self.sidecar.inputs[0].channels
+        return (1, *size, channels) if self.io == "uint8" else (1, channels, *size)
+
+    def deserialize(self) -> Any:
+        """The library's ICudaEngine. Raises ModelError in the library's words."""
+        trt = load_library(self.sidecar.backend)
+        trt_logger, log = logger(self.sidecar.backend)
+        log.clear()
+        if self.sidecar.plugin is not None and self.sidecar.plugin.get("kind") == "library":
+            library = self._plugin_library()
+            if trt.get_plugin_registry().load_library(str(library)) is None:
+                raise log.failure(f"cannot load the plugins of {library}")
+        engine = trt.Runtime(trt_logger).deserialize_cuda_engine(self.path.read_bytes())
+        if engine is None:
+            raise log.failure(f"cannot load {self.path}; {rebuild(self.sidecar)}")
+        return engine
+
+    def _plugin_library(self) -> Path:
+        plugin = self.sidecar.plugin or {}
+        places = [folder / plugin.get("file", "") for folder in (self.path.parent, PLUGIN_FOLDER)]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise InputError(
+                f"{self.path}: expected the plugin's library {plugin.get('file')} beside the plan or in "
+                f"{PLUGIN_FOLDER}, found none: copy it there, or build it with make plugin"
+            )
+        if sha256(found) != plugin.get("sha256"):
+            raise ModelError(
+                f"{found}: expected the library that {self.path} was built with, found another of its name"
+            )
+        return found.resolve()
+
+
+def open_plan(path: Path) -> PlanFile:
+    """Check that plan and sidecar belong together, and that library version and GPU are those that the plan is for.
+
+    Raises InputError where a file is missing, ModelError where the plan is damaged or for another machine,
+    DependencyError where library, driver or GPU are missing; each says what to do.
+    """
+    sidecar = read_sidecar(path)
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise InputError(f"{path}: expected a plan, cannot read it: {error.strerror}") from error
+    if found != sidecar.plan_sha256:
+        raise ModelError(
+            f"{path}: expected the plan that {sidecar_path(path).name} describes, found another or a damaged file: "
+            f"copy both again; {rebuild(sidecar)}"
+        )
+    name = NAMES[sidecar.backend]
+    try:
+        version = load_library(sidecar.backend).__version__
+        device = gpu()
+    except DependencyError as error:
+        raise DependencyError(f"{path} is a plan of {name}: {error}") from error
+    if version != sidecar.version:
+        raise ModelError(
+            f"{path}: expected {name} {sidecar.version}, which built this plan, found {version}: {rebuild(sidecar)}"
+        )
+    if not any(_covers(capability, device) for capability in sidecar.compute_capabilities):
+        raise ModelError(
+            f"{path}: expected a GPU of compute capability {' or '.join(sidecar.compute_capabilities)}, found "
+            f"{device.name} of {device.compute_capability}: {rebuild(sidecar, capability=device.compute_capability)}"
+        )
+    return PlanFile(path, sidecar, device)
+
+
+def rebuild(sidecar: Sidecar, *, size: Size | None = None, capability: str | None = None) -> str:
+    """The command that builds such a plan, for images of `size` or a GPU of `capability` where these are given."""
+    tensor = sidecar.inputs[0]
+    least, usual, most = (_text(tensor.size(shape)) for shape in (tensor.min, tensor.opt, tensor.max))
+    if size is not None:
+        sizes = ["--size", _text(size)]
+    else:
+        sizes = ["--size", most] if least == most else ["--min", least, "--opt", usual, "--max", most]
+    command = ["python export/to_plan.py", sidecar.onnx["file"], "--backend", str(sidecar.backend), *sizes]
+    command += ["--precision", sidecar.precision]
+    if sidecar.backend is Backend.TENSORRT_RTX:
+        wanted = [capability] if capability else [c for c in sidecar.compute_capabilities if AND_LATER not in c]
+        command += ["--compute-capability", *wanted] if wanted else []
+    if sidecar.plugin is not None and "file" in sidecar.plugin:
+        command += ["--plugin", sidecar.plugin["file"]]
+    return f"build it again: {' '.join(command)}"
+
+
+def _covers(capability: str, device: Gpu) -> bool:
+    """Whether a plan for `capability` ("8.6", "8.0 and later") runs on the device."""
+    least = float(capability.removesuffix(AND_LATER))
+    found = float(device.compute_capability)
+    return found >= least if capability.endswith(AND_LATER) else found == least
+
+
+def _text(size: Size) -> str:
+    height, width = size
+    return f"{width}x{height}"

@@ -1,0 +1,104 @@
+"""How a picture is cut: what the network is given at once, and which of its pixels are kept. Sizes are (height, width).
+
+A tile that is not the whole picture has borders inside it, where the network lacks what lies beyond: neighbouring
+tiles share pixels, and each keeps those that are nearer to its own middle. Nothing is blended.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+from common.padding import MULTIPLE
+from runtime.engines.base import Size, SizeRange
+
+WORKING_PIXELS = 512 * 512
+"""Pixels that go through the network at once unless a tile size is given or the engine states a largest size. In ONNX
+Runtime in fp32 SADNet was measured to need 6 KB a pixel, 12 KB once the allocator has settled: 3 GB at most, on any
+machine, and the output depends on no machine. Larger pieces were measured to be no faster on a CPU."""
+
+TILE = 512
+"""Height and width of the tiles of a larger picture."""
+
+OVERLAP = 128
+"""Pixels that neighbouring tiles share. The seam lies in their middle, so every pixel kept is 64 or more from a border
+that is not the picture's. The network sees further, but hardly: with the bundled model tiles of 256 changed the sample
+photo by at most 0.2/255 at this overlap, by 2/255 at 64 and by 4/255 at 32."""
+
+Span = tuple[int, int, int]  # where a tile starts; of it, what is kept: from, to (exclusive)
+Window = tuple[slice, slice]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What the network is given of the padded picture, and of the picture what it is kept for."""
+
+    given: Window
+    kept: Window
+    inner: Window
+    """`kept`, counted from the tile's own corner."""
+
+
+def choose_tile(size: Size, ranges: Sequence[SizeRange], side: int | None, overlap: int | None) -> Size:
+    """The one size of all tiles of a picture of `size`; where it is larger than the picture, that is to be padded.
+
+    ranges: what the engine takes. side: the user's wish, None for the whole picture where it has no more than
+    WORKING_PIXELS or the engine states a largest size, and TILE otherwise. An engine that takes no tile of that side
+    gets the nearest that it takes. Of several ranges the one is chosen with which the fewest pixels are computed.
+    """
+    whole = (_multiple(size[0]), _multiple(size[1]))
+
+    def within(sizes: SizeRange) -> Size:
+        limit = side or (TILE if sizes.most is None and math.prod(whole) > WORKING_PIXELS else math.inf)
+        most = sizes.most or (math.inf, math.inf)
+        height, width = (
+            int(max(low, min(limit, high, length))) for low, high, length in zip(sizes.least, most, whole, strict=True)
+        )
+        return height, width
+
+    def cost(tile: Size) -> tuple[int, int]:
+        padded = padded_size(size, tile)
+        count = math.prod(len(spans(padded[axis], tile[axis], shared(tile[axis], overlap))) for axis in (0, 1))
+        return count * math.prod(tile), count
+
+    return min((within(sizes) for sizes in ranges), key=cost)
+
+
+def padded_size(size: Size, tile: Size) -> Size:
+    """What a picture is padded to: a multiple of 8, and no less than a tile."""
+    return max(_multiple(size[0]), tile[0]), max(_multiple(size[1]), tile[1])
+
+
+def shared(side: int, overlap: int | None) -> int:
+    """Pixels that neighbouring tiles of this side share: at most half of them."""
+    return min(OVERLAP if overlap is None else overlap, side // 2 // MULTIPLE * MULTIPLE)
+
+
+def cut(size: Size, tile: Size, overlap: int | None) -> Iterator[Tile]:
+    """The tiles of a picture of `size`, row by row; they keep every pixel of it once."""
+    axes = []
+    for length, padded, side in zip(size, padded_size(size, tile), tile, strict=True):
+        found = []
+        for start, first, last in spans(padded, side, shared(side, overlap)):
+            kept = slice(first, min(last, length))
+            if kept.start < kept.stop:  # else it is nothing but padding
+                found.append((slice(start, start + side), kept, slice(kept.start - start, kept.stop - start)))
+        axes.append(found)
+    for rows, columns in product(*axes):
+        yield Tile(*zip(rows, columns, strict=True))
+
+
+def spans(length: int, tile: int, overlap: int) -> list[Span]:
+    """Tiles along one axis: all are of size `tile`, start at multiples of 8, and keep what no other one keeps.
+
+    The network is equivariant to shifts of 8 pixels only: the last tile, which is moved back to end with the
+    picture, starts at a multiple of 8 because `length`, `tile` and `overlap` are.
+    """
+    starts = [*range(0, length - tile, tile - overlap), length - tile]
+    seams = [0, *((before + tile + after) // 2 for before, after in pairwise(starts)), length]
+    return list(zip(starts, seams[:-1], seams[1:], strict=True))
+
+
+def _multiple(side: int) -> int:
+    return -(-side // MULTIPLE) * MULTIPLE
