@@ -42,7 +42,9 @@ class Plan:
 @app.command()
 def infer(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Image files and folders of them.")],
-    engine: Annotated[Path, typer.Option(help="Model file: .onnx.")] = DEFAULT_ENGINE,
+    engine: Annotated[
+        Path, typer.Option(help="Model: .onnx, .plan or .safetensors, or a folder of plans.")
+    ] = DEFAULT_ENGINE,
     output: Annotated[
         Path | None,
         typer.Option(help="A file for one image, otherwise a folder. Default: beside the input, named *_denoised."),

@@ -8,18 +8,24 @@ engine that forgets an event, reuses a buffer too early or shares scratch memory
 
 import json
 import random
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from common import tensorrt_library
 from common.files import sha256
+from common.machine import Gpu
 from common.plan_sidecar import sidecar_path
 
+ADA = Gpu("NVIDIA GeForce RTX 4090", "8.9")
 VERSION = "1.7.1.116"
 SCRATCH = 1 << 16
 POISON = 0xEE
@@ -345,6 +351,26 @@ def library(world: World, network: Network, *, version: str = VERSION) -> Module
         engines=[],
     )
     return module
+
+
+def inverted(image: NDArray[Any]) -> NDArray[Any]:
+    """A network that is easily checked."""
+    return 255 - image if image.dtype == np.uint8 else 1 - image
+
+
+@contextmanager
+def machine(
+    world: World, network: Network = inverted, *, backend: str = "tensorrt_rtx", gpu: Gpu = ADA
+) -> Iterator[ModuleType]:
+    """Make this a machine with such a GPU, and yield its library."""
+    module = library(world, network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda.core", cuda_core(world))
+        patch.setitem(sys.modules, backend, module)
+        patch.setattr("runtime.engines.plan_file.gpu", lambda: gpu)
+        tensorrt_library.logger.cache_clear()
+        yield module
+    tensorrt_library.logger.cache_clear()
 
 
 def write_plan(

@@ -1,12 +1,9 @@
 """The engine of plans, on a GPU that is a double: order of transfers and work, sizes, threads, and what is refused."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,39 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common import tensorrt_library
 from common.errors import InputError, ModelError, OutputError
 from common.files import sha256
-from common.machine import Gpu
 from runtime import Denoiser
 from runtime.engines import open_engine
 from runtime.engines import tensorrt as engine_module
 from runtime.engines.base import Images
-from runtime.engines.loaded_plan import Ready
+from runtime.engines.loaded_plan import SHAPES, Ready
 from runtime.engines.tensorrt import TensorRTEngine
-from tests.runtime.gpu_double import SCRATCH, Network, World, cuda_core, library, write_plan
+from tests.runtime.gpu_double import SCRATCH, World, inverted, machine, write_plan
 
-ADA = Gpu("NVIDIA GeForce RTX 4090", "8.9")
 SMALL, LARGE = (64, 96), (128, 160)
-
-
-def inverted(image: NDArray[Any]) -> NDArray[Any]:
-    return 255 - image if image.dtype == np.uint8 else 1 - image
-
-
-@contextmanager
-def machine(
-    world: World, network: Network = inverted, *, backend: str = "tensorrt_rtx", gpu: Gpu = ADA
-) -> Iterator[ModuleType]:
-    """Yields the library of a machine with this GPU."""
-    module = library(world, network)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cuda.core", cuda_core(world))
-        patch.setitem(sys.modules, backend, module)
-        patch.setattr("runtime.engines.plan_file.gpu", lambda: gpu)
-        tensorrt_library.logger.cache_clear()
-        yield module
-    tensorrt_library.logger.cache_clear()
 
 
 def images(count: int, size: tuple[int, int], io: str = "float32", seed: int = 0) -> Images:
@@ -138,7 +113,7 @@ def test_shapes_that_were_not_asked_for_longest_go(folder: Path) -> None:
             size = (8 * side, 8)
             np.testing.assert_allclose(engine.run(images(1, size)), 1 - images(1, size), atol=1e-6)
             held.append(len(world.memory))
-    assert max(held) == held[-1] <= 1 + engine_module.SLOTS * engine_module.SHAPES * 4
+    assert max(held) == held[-1] <= 1 + engine_module.SLOTS * SHAPES * 4
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -320,7 +295,7 @@ def read(world: World, array: Any) -> NDArray[Any]:
     interface = array.__cuda_array_interface__
     dtype = np.dtype(interface["typestr"])
     size = int(np.prod(interface["shape"])) * dtype.itemsize
-    return world.at(interface["data"][0], size).view(dtype).reshape(interface["shape"]).copy()
+    return np.array(world.at(interface["data"][0], size).view(dtype).reshape(interface["shape"]))
 
 
 @pytest.mark.parametrize("seed", range(4))
