@@ -29,7 +29,7 @@ dev: .venv/dev.stamp
 check: .venv/dev.stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
+	.venv/bin/clang-format --dry-run --Werror $(shell find plugins examples tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 	.venv/bin/mypy
 
 clean:

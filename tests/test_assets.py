@@ -1,6 +1,8 @@
 """The bundled model and photos are what they are said to be."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,14 @@ def test_half_arithmetic_costs_less_than_a_hundredth_of_a_decibel() -> None:
         half = ExportedNetwork(load_weights(path), Precision.FP16, Io.FLOAT32).eval()(torch.from_numpy(noisy)).numpy()
     assert 0 < np.abs(half - full).max() <= 4 / 255
     assert abs(psnr(half, clean) - psnr(full, clean)) <= 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("io", ["float32", "float16", "uint8"])
+def test_bundled_weights_export_in_every_form(tmp_path: Path, precision: str, io: str) -> None:
+    """With the command's own parity check; the network's output leaves [0, 1], which 8-bit images cannot."""
+    options = ["--weights", str(ASSETS / "blind_color.safetensors"), "--output", str(tmp_path / "out.onnx")]
+    command = [sys.executable, str(ROOT / "export" / "to_onnx.py"), *options, "--precision", precision, "--io", io]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -78,7 +78,7 @@ class Engine(ABC):
         """`run` on images of type `io`."""
 
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float] | None:
-        """Of `repeat` runs on images that are on the device already, after warm-up, by the device's own clock.
+        """Of `repeat` runs on images of either kind, brought to the device first; after warm-up, by the device's clock.
 
         None where the engine has no device of its own.
         """

@@ -62,7 +62,7 @@ class PlanFile:
                 raise log.failure(f"cannot load the plugins of {library}")
         engine = trt.Runtime(trt_logger).deserialize_cuda_engine(self.path.read_bytes())
         if engine is None:
-            raise log.failure(f"cannot load {self.path}; {rebuild(self.sidecar)}")
+            raise log.failure(f"cannot load {self.path}; {rebuild(self.sidecar, here=True)}")
         return engine
 
     def _plugin_library(self) -> Path:
@@ -110,13 +110,13 @@ def open_plan(path: Path) -> PlanFile:
     if not any(_covers(capability, device) for capability in sidecar.compute_capabilities):
         raise ModelError(
             f"{path}: expected a GPU of compute capability {' or '.join(sidecar.compute_capabilities)}, found "
-            f"{device.name} of {device.compute_capability}: {rebuild(sidecar, capability=device.compute_capability)}"
+            f"{device.name} of {device.compute_capability}: {rebuild(sidecar, here=True)}"
         )
     return PlanFile(path, sidecar, device)
 
 
-def rebuild(sidecar: Sidecar, *, size: Size | None = None, capability: str | None = None) -> str:
-    """The command that builds such a plan, for images of `size` or a GPU of `capability` where these are given."""
+def rebuild(sidecar: Sidecar, *, size: Size | None = None, here: bool = False) -> str:
+    """The command that builds such a plan, for images of `size` if that is given, and for the GPU at hand if `here`."""
     tensor = sidecar.inputs[0]
     least, usual, most = (_text(tensor.size(shape)) for shape in (tensor.min, tensor.opt, tensor.max))
     if size is not None:
@@ -126,7 +126,7 @@ def rebuild(sidecar: Sidecar, *, size: Size | None = None, capability: str | Non
     command = ["python export/to_plan.py", sidecar.onnx["file"], "--backend", str(sidecar.backend), *sizes]
     command += ["--precision", sidecar.precision]
     if sidecar.backend is Backend.TENSORRT_RTX:
-        wanted = [capability] if capability else [c for c in sidecar.compute_capabilities if AND_LATER not in c]
+        wanted = ["current"] if here else [c for c in sidecar.compute_capabilities if AND_LATER not in c]
         command += ["--compute-capability", *wanted] if wanted else []
     if sidecar.plugin is not None and "file" in sidecar.plugin:
         command += ["--plugin", sidecar.plugin["file"]]

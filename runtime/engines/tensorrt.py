@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.tensorrt_library import NAMES
-from runtime.engines.base import Engine, Images, Size, size_of
+from runtime.engines.base import Engine, Images, Size, size_of, to_io
 from runtime.engines.gpu import CudaArray, Device, DeviceArray, address, cuda_errors
 from runtime.engines.loaded_plan import SHAPES, Context, LoadedPlan, Ready, Slot
 from runtime.engines.plan_file import open_plan, rebuild
@@ -132,7 +132,7 @@ class TensorRTEngine(Engine):
         try:
             with self._queueing, cuda_errors("time the network"):
                 ready = self._ready(slot, plan, size_of(images))
-                np.copyto(ready.sent, images[0])
+                np.copyto(ready.sent, to_io(images[:1], self.io))
                 ready.upload()
                 times = []
                 for _ in range(WARM_UP + repeat):

@@ -66,7 +66,7 @@ def drop(name: str) -> Callable[[Path], None]:
             change(compute_capabilities=["8.6", "12.0"]),
             ModelError,
             r"expected a GPU of compute capability 8\.6 or 12\.0, found NVIDIA GeForce RTX 4090 of 8\.9: .* "
-            rf"{COMMAND} --compute-capability 8\.9$",
+            rf"{COMMAND} --compute-capability current$",
         ),
         (lambda plan: sidecar_path(plan).unlink(), InputError, r"expected a\.plan\.json beside it"),
         (lambda plan: sidecar_path(plan).write_bytes(b"\xff\xfe"), ModelError, "another or a damaged file"),

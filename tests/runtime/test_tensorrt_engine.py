@@ -261,8 +261,11 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(folder: Path, monkeypatch
     assert not (folder / "small.plan.cache").exists()
 
 
-def test_times_are_of_the_work_alone_after_warm_up(folder: Path) -> None:
-    with machine(World()), TensorRTEngine([folder / "small.plan"]) as engine:
+@pytest.mark.parametrize("io", ["float32", "uint8"])
+def test_times_are_of_the_work_alone_after_warm_up(tmp_path: Path, io: str) -> None:
+    """Of images of either kind."""
+    plan = write_plan(tmp_path / "a.plan", SMALL, SMALL, io=io)
+    with machine(World()), TensorRTEngine([plan]) as engine:
         seconds = engine.seconds_on_device(images(1, SMALL), repeat=7)
         assert len(seconds) == 7
         assert all(value > 0 for value in seconds)
