@@ -1,113 +1,146 @@
-"""Latency of models, from NumPy samples to NumPy samples, beside PyTorch's on the same machine.
+"""Speed and memory of models on this machine, beside PyTorch's and beside what the GPU could do at best.
 
-    python runtime/benchmark.py --engine assets/blind_color.onnx --size 480x320 --size 1280x720
-    python runtime/benchmark.py --engine assets/blind_color.onnx --peer assets/blind_color.safetensors
+    python runtime/benchmark.py --engine assets/blind_color.onnx --size 480x320 1280x720
+    python runtime/benchmark.py --engine sadnet.plan sadnet.onnx --peer assets/blind_color.safetensors --plot speed.png
 
-`--peer` weights run in PyTorch, eager fp32, the deformable convolution by `torchvision.ops.deform_conv2d`: what a
-person has who installs nothing of ours (needs `make dev`). All run in one process on the same images,
-turn about, so that a machine's other load falls on each alike. A table, then one JSON line.
+Engine only: the network on an image that is on the GPU already, by the GPU's clock. End to end: from an 8-bit image in
+host memory to one in host memory; an engine whose own images are floats (`--io`) converts it there. Frames/s: the same
+for a stream of images, whose transfers and work an engine may overlap. Memory: what loading and warming up took.
+`--peer` weights run as a person has them who installs nothing of ours: see `runtime.peers`. GFLOP, GB and the roofline,
+the least time that the GPU could take: see `runtime.roofline`.
+
+All run in one process on the same photo, in turn. Tables, then one JSON line; what could not run has a note.
 """
 
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import shutil
+import subprocess
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from common import cli
-from common.errors import DependencyError, InputError, OutputError
+from common import cli, machine
+from common.errors import DependencyError, InputError, ModelError, OutputError
 from common.files import write_whole
-from common.machine import cpu_name
-from runtime.engines import Engine, open_engine
+from runtime.engines import open_engine
 from runtime.infer import DEFAULT_ENGINE
+from runtime.measure import Contender, measure
+from runtime.report import Row, draw, rates_entry, remarks, tables, to_rows
+from runtime.roofline import KNOWN, Rates, measured_rates
 
-app = cli.application("Latency of models on this machine.")
+PACKAGES = (
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx-cu13", "cuda-core", "cuda-bindings"),
+    *("torch", "torchvision", "triton"),
+)
+PLOTS = (".png", ".svg", ".pdf")
+
+app = cli.application("Speed and memory of models on this machine.")
 
 
 @app.command()
 def main(
-    engine: Annotated[list[Path] | None, typer.Option(help="model file; repeat for several")] = None,
+    engine: Annotated[list[Path] | None, typer.Option(help="model file or folder of plans (one or more)")] = None,
     peer: Annotated[Path | None, typer.Option(help="safetensors weights, run in PyTorch with torchvision's op")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; repeat for several")] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile as a peer too; default: on a GPU")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT (one or more)")] = None,
     repeat: Annotated[int, typer.Option(help="timed runs of each")] = 9,
-    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each engine")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write the JSON line here too")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing --json file")] = False,
+    plot: Annotated[Path | None, typer.Option(help="draw the times here: .png, .svg or .pdf")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing --json and --plot files")] = False,
 ) -> None:
-    """Time every engine at every size; the last column is the peer's median over the engine's."""
+    """Time every engine and peer at every size."""
     sizes = [cli.parse_size("--size", text) for text in size or ["480x320"]]
     if repeat < 1:
         raise InputError(f"--repeat: expected at least 1, found {repeat}")
-    if json_ and json_.exists() and not overwrite:
-        raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
-    engines = {str(path): open_engine(path, threads) for path in engine or [DEFAULT_ENGINE]}
-    if peer:
-        engines[f"{peer} (torchvision's op)"] = torchvision_peer(peer, threads)
-    table = Table("engine", "size", "median ms", "p5", "p95", "megapixels/s", *(["peer / this"] if peer else []))
-    rows: list[dict[str, Any]] = []
+    if compile_ and not peer:
+        raise InputError("--compile: expected --peer weights beside it, found none")
+    _check_outputs(json_, plot, overwrite)
+    paths = engine or [Path(os.path.relpath(DEFAULT_ENGINE))]
+    contenders = [Contender(str(path), functools.partial(open_engine, path, threads)) for path in paths]
+    peers = _peers(peer, threads, compile_) if peer else []
+    labels = [contender.label for contender in peers]
+    about = describe_machine()
+    rates = find_rates(about["gpu"]["name"]) if about["gpu"] else []
+    rows: list[Row] = []
     for width, height in sizes:
-        timed = time_in_turn(engines, width, height, repeat)
-        peer_median = float(np.median(list(timed.values())[-1]))
-        for label, seconds in timed.items():
-            median, low, high = (float(np.percentile(seconds, q)) for q in (50, 5, 95))
-            speed = width * height / median / 1e6
-            cells = [f"{v * 1e3:.1f}" for v in (median, low, high)]
-            ratio = [f"{peer_median / median:.2f}"] if peer else []
-            table.add_row(
-                escape(f"{label}\n{engines[label].name}"), f"{width}x{height}", *cells, f"{speed:.2f}", *ratio
-            )
-            figures = {"median_ms": median * 1e3, "p5_ms": low * 1e3, "p95_ms": high * 1e3}
-            figures = {key: round(value, 2) for key, value in figures.items()}
-            rows.append({"engine": label, "runs_on": engines[label].name, "size": f"{width}x{height}", **figures})
-    Console().print(table)
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "python": platform.python_version()}
-    line = json.dumps({"date": time.strftime("%Y-%m-%d"), **machine, "repeat": repeat, "rows": rows})
+        with Console(stderr=True).status(f"measuring at {width}x{height}"):
+            results = measure([*contenders, *peers], width, height, repeat)
+        rows += to_rows(results, width, height, rates[0] if rates else None, labels)
+    if all("note" in row for row in rows):
+        raise ModelError("; ".join(remarks(rows)[-1:]))
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a file is as wide as the table
+    for shown in (*tables(rows, labels), *map(escape, remarks(rows))):
+        console.print(shown, highlight=False)
+    about |= {"rates": [rates_entry(found) for found in rates], "threads": threads, "repeat": repeat}
+    line = json.dumps({**about, "rows": rows})
     print(line)
     if json_:
         write_whole(json_, line + "\n", overwrite=overwrite)
+    if plot:
+        title = f"{about['gpu']['name'] if about['gpu'] else about['cpu']}, {about['date']}"
+        draw(rows, title, plot, overwrite=overwrite)
 
 
-def time_in_turn(engines: dict[str, Engine], width: int, height: int, repeat: int) -> dict[str, list[float]]:
-    """Seconds of `repeat` runs of each engine, taken in turn, after two runs that are not counted."""
-    images = np.random.default_rng(0).random((1, 3, -(-height // 8) * 8, -(-width // 8) * 8), dtype=np.float32)
-    seconds: dict[str, list[float]] = {label: [] for label in engines}
-    for turn in range(-2, repeat):
-        for label, engine in engines.items():
-            fed = images[:, : engine.channels]
-            begun = time.perf_counter()
-            engine.run(fed)
-            if turn >= 0:
-                seconds[label].append(time.perf_counter() - begun)
-    return seconds
+def _check_outputs(json_: Path | None, plot: Path | None, overwrite: bool) -> None:
+    """Raise before anything is measured what would be raised after."""
+    for option, path in (("--json", json_), ("--plot", plot)):
+        if path and path.exists() and not overwrite:
+            raise OutputError(f"{path} exists already: pass --overwrite to replace it, or choose another {option}")
+    if plot and plot.suffix.lower() not in PLOTS:
+        raise InputError(f"--plot: expected a file ending in {', '.join(PLOTS)}, found {plot}")
+    if plot and not importlib.util.find_spec("matplotlib"):
+        raise DependencyError("--plot needs matplotlib, found none: run make dev, or pip install matplotlib")
 
 
-def torchvision_peer(weights: Path, threads: int | None) -> Engine:
-    """The network of `weights` in PyTorch, eager, fp32, channels-last on CUDA, with torchvision's own op in it."""
+def _peers(weights: Path, threads: int | None, compiled: bool | None) -> list[Contender]:
     try:
-        import torch
-
-        from plugins.torch_op import torchvision_form
-        from runtime.engines.torch import TorchEngine
-        from train.sadnet import ModulatedDeformConv
-        from train.weights import load_weights
+        from runtime.peers import peers
     except ImportError as error:
         raise DependencyError(f"--peer needs PyTorch, found none ({error}): run make dev") from error
-    if threads:
-        torch.set_num_threads(threads)
-    network = load_weights(weights)
-    for module in network.modules():
-        if isinstance(module, ModulatedDeformConv):
-            module.operator = torchvision_form
-    if torch.cuda.is_available():
-        network = network.cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in stubs
-    return TorchEngine(network, network.config.channels)
+    return peers(weights, threads, compiled)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Date, processor, GPU (None without one), driver and the versions of the packages that compute."""
+    try:
+        gpu = asdict(machine.gpu()) | {"driver": _driver()}
+    except DependencyError:
+        gpu = None
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cpu = {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
+    return {"date": time.strftime("%Y-%m-%d"), **cpu, "gpu": gpu, "versions": versions}
+
+
+def _driver() -> str | None:
+    """The driver's version, where nvidia-smi is there to tell."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return lines[0] if lines else None
+
+
+def find_rates(gpu: str) -> list[Rates]:
+    """What is known of the GPU: its data sheet's rates, then the measured ones; the roofline is the first's."""
+    return [rates for rates in (KNOWN.get(gpu), measured_rates()) if rates]
 
 
 if __name__ == "__main__":

@@ -96,10 +96,13 @@ class SADNet(nn.Module):
     def residual(self, x: Tensor) -> Tensor:
         """What is added to x; apart, so that a half-precision export adds it in fp32."""
         height, width = x.shape[-2:]
-        torch._check(
-            height % MULTIPLE == 0, lambda: f"expected a height that is a multiple of 8, found {tuple(x.shape)}"
-        )
-        torch._check(width % MULTIPLE == 0, lambda: f"expected a width that is a multiple of 8, found {tuple(x.shape)}")
+        if not torch.compiler.is_dynamo_compiling():  # a message that tells the shape would break its graph
+            torch._check(
+                height % MULTIPLE == 0, lambda: f"expected a height that is a multiple of 8, found {tuple(x.shape)}"
+            )
+            torch._check(
+                width % MULTIPLE == 0, lambda: f"expected a width that is a multiple of 8, found {tuple(x.shape)}"
+            )
         e1 = self.res1(x)
         e2 = self.res2(F.leaky_relu(self.down1(e1), SLOPE))
         e3 = self.res3(F.leaky_relu(self.down2(e2), SLOPE))

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,16 @@ Stage = Literal["upload", "compute", "download"]
 def open_weights(path: Path, threads: int | None = None, precision: Precision | None = None) -> "TorchEngine":
     """The engine of weights that `train/run.py` wrote, on a GPU where there is one; see `runtime.engines.open_engine`.
 
-    precision: None is fp16 on a GPU and fp32 on a CPU.
+    precision: None is fp16 on a GPU and fp32 on a CPU. Raises ModelError too where the GPU has no room.
     """
     if threads:
         torch.set_num_threads(threads)
     network = load_weights(path)
     if torch.cuda.is_available():
-        network = network.cuda()
+        try:
+            network = network.cuda()
+        except RuntimeError as error:
+            raise ModelError(f"{path}: cannot be taken to the GPU: {_first_line(error)}") from error
         precision = precision or "fp16"
     return TorchEngine(network.half() if precision == "fp16" else network, network.config.channels)
 
@@ -50,9 +53,9 @@ def open_weights(path: Path, threads: int | None = None, precision: Precision | 
 class TorchEngine(Engine):
     """A network on the device and in the type, fp32 or fp16, of its parameters.
 
-    On a GPU results lie in pinned memory, and the first batch of a shape takes long: the kernels are chosen. `io` is
-    float32, so that 16-bit pictures lose nothing; bytes are taken too and are converted beside the network, so that a
-    quarter as much crosses the bus.
+    On a GPU results lie in pinned memory, and the first two batches of a shape take long: kernels are chosen, then
+    captured. `io` is float32, so that 16-bit pictures lose nothing; bytes are taken too and are converted beside the
+    network, so that a quarter as much crosses the bus.
 
     Args:
         network: takes and gives N,C,H,W images in [0, 1], of the type of its parameters; it is put into evaluation mode
@@ -83,11 +86,9 @@ class TorchEngine(Engine):
         self._graphs: dict[Any, _Graph | None] = {}  # of each shape and type, the latest used last; None: seen once
         self._lock = threading.Lock()  # of all that is queued and of the graphs
 
-    def stream(self, batches: Iterable[Images]) -> Iterator[Images]:
-        return self._stream(batches)  # bytes stay bytes until they are beside the network
-
-    def _stream(self, batches: Iterable[Images]) -> Iterator[Images]:
-        return map(self._run, batches) if self._cuda is None else self._overlapped(self._cuda, batches)
+    def stream(self, batches: Iterable[Images]) -> Generator[Images]:
+        # Not through `_stream`: bytes stay bytes until they are beside the network.
+        yield from map(self._run, batches) if self._cuda is None else self._overlapped(self._cuda, batches)
 
     @torch.no_grad()
     def _run(self, images: Images) -> Images:
@@ -193,9 +194,8 @@ class TorchEngine(Engine):
             if self._cuda is not None:
                 self._make_room(self._cuda, error)
             height, width = size_of(images)
-            reason = str(error).partition("\n")[0]
             raise ModelError(
-                f"cannot denoise {width}x{height} at once (--tile takes smaller pieces): {reason}"
+                f"cannot denoise {width}x{height} at once (--tile takes smaller pieces): {_first_line(error)}"
             ) from error
 
     def _make_room(self, cuda: "_Cuda", error: RuntimeError | None = None) -> None:
@@ -233,6 +233,10 @@ class _Graph:
         self.images.copy_(images)
         self.recorded.replay()
         return self.output
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0]  # CUDA's go on about debugging
 
 
 def _key(images: Tensor) -> tuple[torch.Size, torch.dtype]:

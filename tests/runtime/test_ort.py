@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,30 @@ def test_a_model_of_one_size(tmp_path: Path, write_model: WriteModel) -> None:
     with Denoiser(path) as denoiser:
         assert denoiser.engine.sizes == (SizeRange((64, 96), (64, 96)),)
         np.testing.assert_array_equal(denoiser.denoise(image), image)
+
+
+def test_a_device_is_timed_on_images_that_are_there_already(
+    tmp_path: Path, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).random((1, 3, 16, 24)).astype(np.float32)
+    engine = ort.OrtEngine(write_model(tmp_path / "m.onnx"))
+    assert engine.seconds_on_device(images, 3) is None
+    engine._device = "cpu"  # in place of a GPU
+    outputs, run = [], engine._session.run_with_iobinding
+
+    def noted(binding: Any) -> None:
+        run(binding)
+        outputs.extend(binding.copy_outputs_to_cpu())
+
+    monkeypatch.setattr(engine._session, "run_with_iobinding", noted)
+    seconds = engine.seconds_on_device(images, 3)
+    assert seconds is not None
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+    assert len(outputs) == ort.WARM_UP + 3
+    np.testing.assert_allclose(outputs[-1], blurred(images), atol=1e-6)
+    with pytest.raises(ModelError, match="cannot denoise 24x16 at once"):
+        engine.seconds_on_device(images[:, :1], 3)
 
 
 def test_details_are_what_the_exporter_wrote(tmp_path: Path, write_model: WriteModel) -> None:
