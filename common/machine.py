@@ -20,8 +20,8 @@ class Gpu:
         return int(self.compute_capability.replace(".", ""))
 
 
-def gpu() -> Gpu:
-    """This thread's current GPU, or the first where none is current; no package but cuda-bindings is asked.
+def gpu(device: int | None = None) -> Gpu:
+    """The GPU of this number, or this thread's current one, or the first where none is; asks cuda-bindings alone.
 
     Raises DependencyError where there is no driver or no GPU.
     """
@@ -32,9 +32,10 @@ def gpu() -> Gpu:
     except (ImportError, RuntimeError) as error:  # RuntimeError: cuda.pathfinder finds no libcuda
         raise DependencyError(f"expected an NVIDIA driver, found none that loads ({error})") from error
     if not int(found[0]):
-        found = driver.cuCtxGetDevice()
-        if int(found[0]):  # no context is current
-            found = driver.cuDeviceGet(0)
+        found = driver.cuDeviceGet(device or 0)
+        if device is None:
+            current = driver.cuCtxGetDevice()
+            found = found if int(current[0]) else current  # an error: no context is current
     if int(found[0]):
         raise DependencyError(f"expected an NVIDIA GPU, found none ({found[0].name})")
     _, name = driver.cuDeviceGetName(256, found[1])

@@ -22,19 +22,25 @@ created         date and time, UTC
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError, ModelError, OutputError
 from common.files import whole_file
 from common.machine import Gpu
+from common.padding import MULTIPLE
 from common.tensorrt_library import Backend
 
 FORMAT = 1
+MOST = 2**16
+"""Of height and width, in pixels."""
 AND_LATER = " and later"
 """Ends a compute capability that stands for all from it on."""
+CAPABILITY = rf"[0-9]{{1,3}}\.[0-9]({AND_LATER})?"
+SHA256 = "[0-9a-f]{64}"
 
 
 @dataclass(frozen=True)
@@ -95,14 +101,7 @@ def read_sidecar(plan: Path) -> Sidecar:
         values: dict[str, Any] = json.loads(path.read_bytes())
         number = values.pop("format")
         if number == FORMAT:
-            for side in ("inputs", "outputs"):
-                values[side] = tuple(_tensor(entry) for entry in values[side])
-            values["backend"] = Backend(values["backend"])
-            values["compute_capabilities"] = tuple(values["compute_capabilities"])
-            values["gpu"] = values["gpu"] and Gpu(**values["gpu"])
-            if len(values["inputs"]) != 1 or len(values["outputs"]) != 1:
-                raise ValueError("not one input and one output")
-            return Sidecar(**values)
+            return _checked(values)
     except FileNotFoundError as error:
         raise InputError(
             f"{plan}: expected {path.name} beside it, which says what runs the plan, found none: copy it there, or "
@@ -110,7 +109,7 @@ def read_sidecar(plan: Path) -> Sidecar:
         ) from error
     except OSError as error:
         raise InputError(f"{path}: expected a plan's description, cannot read it: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ModelError(
             f"{path}: expected what export/to_plan.py writes beside a plan, found another or a damaged file ({error}): "
             "build the plan again"
@@ -118,11 +117,59 @@ def read_sidecar(plan: Path) -> Sidecar:
     raise ModelError(f"{path}: expected format {FORMAT}, found {number!r}: build the plan again with this checkout")
 
 
+def _checked(values: dict[str, Any]) -> Sidecar:
+    """A sidecar that can be relied on, or ValueError, KeyError or TypeError: it may come from anywhere."""
+    for side in ("inputs", "outputs"):
+        (entry,) = values[side]
+        values[side] = (_tensor(entry),)
+    given, made = values["inputs"][0], values["outputs"][0]
+    if replace(made, name=given.name) != given or made.name == given.name:
+        raise ValueError(f"input {given} and output {made}")
+    values["backend"] = Backend(values["backend"])
+    if values["gpu"] is not None:
+        values["gpu"] = Gpu(**values["gpu"])
+        _match(".+", values["gpu"].name)
+        _match(CAPABILITY, values["gpu"].compute_capability)
+    values["compute_capabilities"] = tuple(values["compute_capabilities"])
+    for capability in values["compute_capabilities"]:
+        _match(CAPABILITY, capability)
+    if values["plugin"] is not None:
+        _match("library|ahead of time", values["plugin"]["kind"])
+    for file in (values["onnx"], values["plugin"]):
+        if file is not None and file.get("kind") != "ahead of time":
+            _match(r"[^/\\\0]+", file["file"])  # a name: it is looked for in folders of ours
+            _match(SHA256, file["sha256"])
+    _match("fp16|fp32", values["precision"])
+    _match(".+", values["version"])
+    _match(SHA256, values["plan_sha256"])
+    values["model"] = dict(values["model"])
+    return Sidecar(**values)
+
+
+def _match(pattern: str, text: Any) -> None:
+    if not isinstance(text, str) or not re.fullmatch(pattern, text) or text in (".", ".."):
+        raise ValueError(f"{text!r}")
+
+
 def _tensor(entry: dict[str, Any]) -> TensorInfo:
-    shapes = {name: tuple(int(side) for side in entry[name]) for name in ("min", "opt", "max")}
-    if entry["type"] not in ("float32", "float16", "uint8") or any(len(shape) != 4 for shape in shapes.values()):
-        raise ValueError(f"an image of type {entry['type']} and shapes {shapes}")
-    return TensorInfo(entry["name"], entry["type"], entry["format"], **shapes)
+    tensor = TensorInfo(
+        entry["name"], entry["type"], entry["format"], *(tuple(entry[name]) for name in ("min", "opt", "max"))
+    )
+    shapes = (tensor.min, tensor.opt, tensor.max)
+    sides = [side for shape in shapes for side in tensor.size(shape)]
+    good = (
+        tensor.type in ("float32", "float16", "uint8")
+        and tensor.format == "linear"
+        and isinstance(tensor.name, str)
+        and all(len(shape) == 4 and shape[0] == 1 for shape in shapes)
+        and all(type(side) is int and 0 < side <= MOST and side % MULTIPLE == 0 for side in sides)
+        and all(low <= mid <= high for low, mid, high in zip(*shapes, strict=True))
+        and tensor.channels in (1, 3)
+        and {tensor.channels} == {shape[3 if tensor.type == "uint8" else 1] for shape in shapes}
+    )
+    if not good:
+        raise ValueError(f"an image {entry}")
+    return tensor
 
 
 @contextlib.contextmanager

@@ -6,6 +6,9 @@ with Denoiser("assets/blind_color.onnx") as denoiser:
 
 import contextlib
 import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +19,7 @@ from common.errors import InputError, ModelError
 from common.padding import MULTIPLE, pad_to
 from runtime.engines import Engine, open_engine
 from runtime.engines.base import Images
-from runtime.tiles import TILE, WORKING_PIXELS, Window, choose_tile, cut, padded_size
+from runtime.tiles import TILE, WORKING_PIXELS, Tile, Window, choose_tile, cut, padded_size
 
 SMALLEST_TILE = 64
 
@@ -70,7 +73,50 @@ class Denoiser:
         Integers are rounded, floats clipped to [0, 1]. Raises InputError for another shape, type or range, samples
         that are not finite, or colour on a gray model; ModelError where the network cannot be run.
         """
+        (result,) = self.denoise_stream([image], strength)
+        return result
+
+    def denoise_stream(self, images: Iterable[NDArray[T]], strength: float = 1.0) -> Generator[NDArray[T]]:
+        """`denoise` on each of `images` in turn, as on the frames of a video; their sizes and types may differ.
+
+        All their tiles are one stream for the engine, which may ask for the next image before it gives a result (see
+        `Engine.stream`). Close the generator where it is left before its end.
+        """
         check_strength(strength)
+        on_way: deque[tuple[Callable[[Images], None], NDArray[T] | None]] = deque()
+
+        def given() -> Iterator[Images]:
+            for image in images:
+                for part, keep, finished in self._parts(image, strength):
+                    on_way.append((keep, finished))
+                    yield part
+
+        # An engine may hold something for what is on its way.
+        with contextlib.closing(self.engine.stream(given())) as stream:
+            for clean in stream:
+                keep, finished = on_way.popleft()
+                keep(clean)
+                if finished is not None:
+                    yield finished
+        assert not on_way, f"{self.engine.name} gave fewer results than it was given images"
+
+    def close(self) -> None:
+        """Close the engine, if it was opened here."""
+        if self._owned:
+            self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _parts(
+        self, image: NDArray[T], strength: float
+    ) -> Iterator[tuple[Images, Callable[[Images], None], NDArray[T] | None]]:
+        """What the engine is given of an image, what is done with each result, and with the last the whole result."""
         _check_image(image, self.engine)
         result = np.empty(image.shape, image.dtype)
         # 8-bit engines take a colour picture's bytes as they are
@@ -92,30 +138,16 @@ class Denoiser:
         def at(window: Window, images: slice = slice(None)) -> tuple[slice, ...]:
             return (images, *window) if as_bytes else (images, slice(None), *window)
 
-        given = (padded[at(piece.given, images)] for images, piece in parts)
-        fed = given if as_bytes else map(self._samples, given)
-        with contextlib.closing(
-            self.engine.stream(fed)
-        ) as stream:  # an engine may hold something for what is on its way
-            for (images, piece), clean in zip(parts, stream, strict=True):
-                kept = clean[at(piece.inner)]
-                if not as_bytes:
-                    kept = self._finished(kept, planes[at(piece.kept, images)], strength)
-                output[at(piece.kept, images)] = kept
-        return result
+        def keep(images: slice, piece: Tile, clean: Images) -> None:
+            kept = clean[at(piece.inner)]
+            if not as_bytes:
+                kept = self._finished(kept, planes[at(piece.kept, images)], strength)
+            output[at(piece.kept, images)] = kept
 
-    def close(self) -> None:
-        """Close the engine, if it was opened here."""
-        if self._owned:
-            self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        for number, (images, piece) in enumerate(parts, 1):
+            part = padded[at(piece.given, images)]
+            finished = result if number == len(parts) else None
+            yield part if as_bytes else self._samples(part), partial(keep, images, piece), finished
 
     def _samples(self, planes: NDArray[Any]) -> Images:
         """N,C,H,W samples of any type as floats in [0, 1], of as many channels as the network's."""

@@ -117,7 +117,7 @@ class _Run:
             self.engine = engine = self.contender.open()
             self.images = picture(width, height, engine.channels)
             self.result.name, self.result.io = engine.name, engine.io
-            self.result.config = {"channels": engine.channels} | getattr(engine, "details", {}).get("config", {})
+            self.result.config = {"channels": engine.channels} | engine.details.get("config", {})
             if not any(size_of(self.images) in sizes for sizes in engine.sizes):
                 raise ModelError("does not take this size")
             for _ in range(WARM_UP):

@@ -43,19 +43,24 @@ class Tile:
 def choose_tile(size: Size, ranges: Sequence[SizeRange], side: int | None, overlap: int | None) -> Size:
     """The one size of all tiles of a picture of `size`; where it is larger than the picture, that is to be padded.
 
-    ranges: what the engine takes. side: the user's wish, None for the whole picture where it has no more than
-    WORKING_PIXELS or the engine states a largest size, and TILE otherwise. An engine that takes no tile of that side
-    gets the nearest that it takes. Of several ranges the one is chosen with which the fewest pixels are computed.
+    ranges: what the engine takes. side: the user's wish. None: the whole picture where it has no more than
+    WORKING_PIXELS or the engine states a largest size that holds it, and else as few tiles as TILE or that size allow,
+    none larger than it needs to be. An engine that takes no tile of that side gets the nearest that it takes. Of
+    several ranges the one is chosen with which the fewest pixels are computed.
     """
     whole = (_multiple(size[0]), _multiple(size[1]))
 
     def within(sizes: SizeRange) -> Size:
         limit = side or (TILE if sizes.most is None and math.prod(whole) > WORKING_PIXELS else math.inf)
-        most = sizes.most or (math.inf, math.inf)
-        height, width = (
-            int(max(low, min(limit, high, length))) for low, high, length in zip(sizes.least, most, whole, strict=True)
-        )
-        return height, width
+        found = []
+        for low, high, length in zip(sizes.least, sizes.most or (math.inf, math.inf), whole, strict=True):
+            most = int(max(low, min(limit, high, length)))
+            if side is None and most < length:  # as many tiles, but no larger than they need to be
+                common = shared(most, overlap)
+                count = len(spans(length, most, common))
+                most = max(low, _multiple(-(-(length + (count - 1) * common) // count)))
+            found.append(most)
+        return found[0], found[1]
 
     def cost(tile: Size) -> tuple[int, int]:
         padded = padded_size(size, tile)

@@ -14,14 +14,19 @@ from train.sadnet import SADNetConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the clean images are and what a batch is made of.
+    """Where the images are and what a batch is made of.
 
-    `holdout` (a path from the checkout) is a text file of file names that validation uses and training never sees;
-    where none of them is in `folders`, one image in twenty is held out. `cache` is where decoded images are kept.
+    folders     FOLDER or NAME=FOLDER of clean photos and of pairs of noisy and clean ones (`train/datasets.py`)
+    holdout     a path from the checkout: a text file of file names and scenes that validation uses and training never
+                sees. Validation is on pairs where there are any; where none of them is listed, one scene in twenty is
+                held out.
+    pair_share  of the samples that are pairs, where there are both pairs and clean photos
+    cache       where decoded images are kept
     """
 
     folders: tuple[str, ...] = ()
     holdout: str = "train/splits/bsds500_validation.txt"
+    pair_share: float = 0.5
     cache: str = "runs/banks"
     crop: int = 128
     batch: int = 16
@@ -37,6 +42,37 @@ class NoiseConfig:
     sigma_min: float = 0.0
     sigma_max: float = 75.0
     clip8: bool = True
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The noise of cameras instead of white noise (`train/camera.py`); a range is [least, most], for each sample.
+
+    share         of the clean photos' crops that get it; 0: none. Only for colour.
+    shot          variance of the sensor's noise per unit of light, in which white is 1, evenly in its logarithm. The
+                  noise in the dark follows from it. Both are the cameras' of the Darmstadt data set (Brooks et al.,
+                  Unprocessing images for learned raw denoising, CVPR 2019).
+    exposure, red_gain, blue_gain
+                  gains of brightening and white balance (Brooks et al.)
+    saturation    s of the colour matrix (1 + s) I - s/3, whose diagonal is 1 + 2s/3; those of the four cameras in
+                  Brooks et al.'s code lie between 1.13 and 2.12
+    tone          share of the photos with an S-shaped tone curve (all of Brooks et al.'s)
+    luma_blur, chroma_blur
+                  standard deviation in pixels of the smoothing by the camera's own noise reduction. The ranges give
+                  noise as correlated as that of PolyU's training scenes (docs/data.md).
+    quality       of the JPEG file, 1 to 100; PolyU's photos have 75
+    """
+
+    share: float = 0.0
+    shot: tuple[float, ...] = (1e-4, 1.2e-2)
+    exposure: tuple[float, ...] = (1.0, 1.6)
+    red_gain: tuple[float, ...] = (1.9, 2.4)
+    blue_gain: tuple[float, ...] = (1.5, 1.9)
+    saturation: tuple[float, ...] = (0.2, 1.2)
+    tone: float = 0.5
+    luma_blur: tuple[float, ...] = (0.0, 1.0)
+    chroma_blur: tuple[float, ...] = (0.0, 3.0)
+    quality: tuple[int, ...] = (60, 100)
 
 
 @dataclass(frozen=True)
@@ -87,8 +123,8 @@ class RunConfig:
     validate_every, log_every, checkpoint_every
                         in steps, steps and seconds
     validation_sigmas, validation_crop
-                        held-out images, their central crop of this many pixels a side (0: whole), noise clipped or
-                        not as in training
+                        held-out images, their central crop of this many pixels a side (0: whole). Clean ones get
+                        noise as in training, of these sigmas where it is white; pairs need none.
     """
 
     steps: int = 0
@@ -110,6 +146,7 @@ class TrainConfig:
     model: SADNetConfig = field(default_factory=SADNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -185,13 +222,41 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
 
 
 def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
-    data, noise, optimizer, run = config.data, config.noise, config.optimizer, config.run
+    data, noise, camera, optimizer, run = config.data, config.noise, config.camera, config.optimizer, config.run
     for good, text in (
         (data.crop >= 8 and data.crop % 8 == 0, f"data.crop: expected a multiple of 8, found {data.crop}"),
         (data.batch >= 1, f"data.batch: expected at least 1, found {data.batch}"),
         (
             0 <= noise.sigma_min <= noise.sigma_max <= 255,
             f"noise: expected 0 <= sigma_min <= sigma_max <= 255, found {noise.sigma_min} and {noise.sigma_max}",
+        ),
+        *(
+            (0 <= value <= 1, f"{name}: expected a share from 0 to 1, found {value}")
+            for name, value in (
+                ("data.pair_share", data.pair_share),
+                ("camera.share", camera.share),
+                ("camera.tone", camera.tone),
+            )
+        ),
+        *(
+            (
+                len(found) == 2 and low <= found[0] <= found[1] <= high,
+                f"camera.{name}: expected [least, most] from {low:g} to {high:g}, found {list(found)}",
+            )
+            for name, found, low, high in (
+                ("shot", camera.shot, 1e-9, 1),
+                ("exposure", camera.exposure, 0.1, 10),
+                ("red_gain", camera.red_gain, 0.1, 10),
+                ("blue_gain", camera.blue_gain, 0.1, 10),
+                ("saturation", camera.saturation, 0, 10),
+                ("luma_blur", camera.luma_blur, 0, 3),
+                ("chroma_blur", camera.chroma_blur, 0, 3),
+                ("quality", camera.quality, 1, 100),
+            )
+        ),
+        (
+            not camera.share or config.model.channels == 3,
+            "camera.share: expected 0 for a gray network (model.channels = 1): camera noise is that of colour photos",
         ),
         (optimizer.lr > 0, f"optimizer.lr: expected more than 0, found {optimizer.lr}"),
         *(

@@ -1,4 +1,4 @@
-"""Training data: folders of images, decoded once into a memory-mapped bank; crops keyed by seed, step and sample."""
+"""Training data: images decoded once into a memory-mapped bank; crops keyed by seed, step and sample."""
 
 import hashlib
 import json
@@ -17,18 +17,20 @@ from torch import Tensor
 
 from common.errors import InputError, SadnetError
 from common.files import whole_file, write_whole
-from common.images import IMAGE_SUFFIXES, read_picture, rgb8
-from train.config import DataConfig, NoiseConfig
+from train.camera import Camera, add_camera_noise, draw_camera
+from train.config import CameraConfig, DataConfig, NoiseConfig
+from train.examples import Example, read
 from train.noise import add_gaussian
 
 VALIDATION_SHARE = 20
-"""One image in so many is held out where none of the fixed list's names is among the data."""
+"""One scene in so many is held out where none of the fixed list's names is among the data."""
 VALIDATION_MOST = 20
 
 
 @dataclass(frozen=True)
 class Bank:
-    """8-bit images (H, W, C) one after another in one memory-mapped file."""
+    """8-bit images one after another in one memory-mapped file: clean ones (H, W, C), and pairs (H, W, 2C), which hold
+    the noisy image's channels before the clean one's."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, int, int], ...]
@@ -38,80 +40,78 @@ class Bank:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as (H, W, C) uint8, read from the file as it is touched."""
+        """Image `index` as (H, W, C) or (H, W, 2C) uint8, read from the file as it is touched."""
         return self.pixels[self._starts[index] : self._starts[index + 1]].reshape(self.shapes[index])
+
+    def paired(self, index: int) -> bool:
+        """Whether image `index` is a pair; C is 1 or 3."""
+        return self.shapes[index][2] % 2 == 0
 
     @cached_property
     def _starts(self) -> list[int]:
         return list(accumulate((math.prod(shape) for shape in self.shapes), initial=0))
 
 
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """All image files below the folders, but for hidden ones, in the order of their paths.
+def split(examples: Sequence[Example], holdout: Path) -> tuple[list[Example], list[Example]]:
+    """(training, validation) examples. What `holdout` lists by file name or scene is never trained on. Validation are
+    those listed, or else one scene in twenty: of the pairs where there are any, of the photos otherwise.
 
-    Raises InputError where there are none.
+    Raises InputError where the list cannot be read, or nothing is left for either.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            found_there = "a file" if folder.exists() else "nothing"
-            raise InputError(f"{folder}: expected a folder of images, found {found_there}")
-    found = {
-        path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    }
-    if not found:
-        places = ", ".join(map(str, folders)) or "no --data"
-        raise InputError(f"{places}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
-    return sorted(found)
-
-
-def split(paths: Sequence[Path], holdout: Path) -> tuple[list[Path], list[Path]]:
-    """(training, validation) images: the names that `holdout` lists, or else one image in twenty, are validation's."""
     try:
         listed = {line.strip() for line in holdout.read_text().splitlines()}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{holdout}: expected a text file of held-out file names, found: {error}") from error
-    validation = [p for p in paths if p.name in listed]
+        raise InputError(f"{holdout}: expected a text file of held-out names, found: {error}") from error
+    held = {e for e in examples if e.name in listed or Path(e.scene).name in listed}
+    pairs = any(e.noisy for e in examples)
+    candidates = [e for e in examples if bool(e.noisy) == pairs]
+    validation = [e for e in candidates if e in held]
     if not validation:
-        if len(paths) < 2:
-            raise InputError(f"{paths[0]}: expected at least 2 images (one is held out for validation), found 1")
-        validation = list(paths[:: max(VALIDATION_SHARE, -(-len(paths) // VALIDATION_MOST))])
-    held = set(validation)
-    training = [p for p in paths if p not in held]
+        scenes = list(dict.fromkeys(e.scene for e in candidates))
+        if len(scenes) < 2:
+            what = "scenes" if pairs else "images"
+            raise InputError(f"{candidates[0].name}: expected at least 2 {what} (one is held out), found 1")
+        chosen = set(scenes[:: max(VALIDATION_SHARE, -(-len(scenes) // VALIDATION_MOST))])
+        validation = [e for e in candidates if e.scene in chosen]
+    held.update(validation)
+    training = [e for e in examples if e not in held]
     if not training:
         raise InputError(f"{holdout}: names every image found: expected some that are left for training")
     return training, validation
 
 
 def open_bank(
-    paths: Sequence[Path],
+    examples: Sequence[Example],
     *,
     channels: int,
     least: int,
     cache: Path,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Bank:
-    """Decode `paths` into a bank under `cache`, or reuse the one made of the same files before.
+    """Decode `examples` into a bank under `cache`, or reuse the one made of the same files before.
 
     channels: 3 (RGB) or 1 (gray, ITU-R 601); images whose side is under `least` pixels are extended by reflection.
     report(done, total) is called as images are decoded. Memory stays bounded by the largest image.
     Raises InputError for a file that cannot be decoded, OutputError where the cache cannot be written.
     """
-    stamp = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    key = hashlib.sha256(json.dumps([stamp, channels, least]).encode()).hexdigest()[:16]
+    files = [[*([e.noisy] if e.noisy else []), *e.clean] for e in examples]
+    stamps = [[(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths] for paths in files]
+    # a photo's stamp stands by itself: banks that were made before there were pairs are still found
+    key_of = [stamp[0] if len(stamp) == 1 else stamp for stamp in stamps]
+    key = hashlib.sha256(json.dumps([key_of, channels, least]).encode()).hexdigest()[:16]
     index_file, pixel_file = cache / f"{key}.json", cache / f"{key}.u8"
     if not index_file.exists():
-        shapes = []
+        names, shapes = [], []
         with whole_file(pixel_file, overwrite=True) as temporary, open(temporary, "wb") as file:
-            for done, path in enumerate(paths):
-                image = _decode(path, channels, least)
-                shapes.append(image.shape)
-                file.write(image.tobytes())
-                report(done + 1, len(paths))
+            for done, example in enumerate(examples):
+                for name, noisy, clean in read(example):
+                    image = _prepare(noisy, clean, channels, least)
+                    names.append(name)
+                    shapes.append(image.shape)
+                    file.write(image.tobytes())
+                report(done + 1, len(examples))
         # the index comes last: where it stands, the pixels are complete
-        write_whole(index_file, json.dumps({"names": [p.name for p in paths], "shapes": shapes}), overwrite=True)
+        write_whole(index_file, json.dumps({"names": names, "shapes": shapes}), overwrite=True)
     try:
         index = json.loads(index_file.read_text())
         shapes = [tuple(shape) for shape in index["shapes"]]
@@ -122,10 +122,11 @@ def open_bank(
     return Bank(tuple(index["names"]), tuple(shapes), pixels)
 
 
-def _decode(path: Path, channels: int, least: int) -> NDArray[np.uint8]:
-    image = rgb8(read_picture(path))
+def _prepare(noisy: NDArray[np.uint8] | None, clean: NDArray[np.uint8], channels: int, least: int) -> NDArray[np.uint8]:
+    parts = [clean] if noisy is None else [noisy, clean]
     if channels == 1:
-        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)[:, :, None]
+        parts = [np.asarray(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), np.uint8)[:, :, None] for part in parts]
+    image = parts[0] if noisy is None else np.concatenate(parts, axis=2)
     height, width = image.shape[:2]
     missing = (0, max(0, least - height)), (0, max(0, least - width)), (0, 0)
     return np.pad(image, missing, mode="reflect") if max(missing[0] + missing[1]) else image
@@ -133,7 +134,7 @@ def _decode(path: Path, channels: int, least: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Draw:
-    """All that chance decides about one sample."""
+    """All that chance decides about one sample. Noise is for clean images; pairs have theirs."""
 
     image: int
     top: int
@@ -141,21 +142,31 @@ class Draw:
     transform: int  # 0 to 7: quarter turns, and a flip from 4 on
     sigma: float
     noise_seed: int
+    camera: Camera | None = None  # whose noise it is; None: white noise of sigma
 
 
 class Sampler:
     """Batches of (noisy, clean) crops. Sample i of step t depends on (seed, t, i) alone, so that a resumed run, or one
     spread over several processes, sees what an uninterrupted one sees."""
 
-    def __init__(self, bank: Bank, data: DataConfig, noise: NoiseConfig, seed: int) -> None:
+    def __init__(
+        self, bank: Bank, data: DataConfig, noise: NoiseConfig, seed: int, camera: CameraConfig | None = None
+    ) -> None:
         self.bank, self.data, self.noise, self.seed = bank, data, noise, seed
-        self._area = np.cumsum([h * w for h, w, _ in bank.shapes])
+        self.camera = camera or CameraConfig()
+        self._depth = max(depth for _, _, depth in bank.shapes)
+        self._channels = self._depth // 2 if self._depth % 2 == 0 else self._depth
+        pairs = np.array([bank.paired(index) for index in range(len(bank))])
+        areas = np.array([h * w for h, w, _ in bank.shapes])
+        self._areas = [np.cumsum(areas * of_kind) for of_kind in (~pairs, pairs) if of_kind.any()]
 
     def draw(self, step: int, sample: int) -> Draw:
         """Images are drawn by their number of pixels, then places in them evenly."""
         rng = np.random.default_rng((self.seed, step, sample))
-        image = int(np.searchsorted(self._area, rng.integers(self._area[-1]), side="right"))
+        area = self._areas[len(self._areas) > 1 and rng.random() < self.data.pair_share]
+        image = int(np.searchsorted(area, rng.integers(area[-1]), side="right"))
         height, width, _ = self.bank.shapes[image]
+        noisy = self.bank.paired(image)
         return Draw(
             image,
             top=int(rng.integers(height - self.data.crop + 1)),
@@ -163,23 +174,35 @@ class Sampler:
             transform=int(rng.integers(8)),
             sigma=float(rng.uniform(self.noise.sigma_min, self.noise.sigma_max)),
             noise_seed=int(rng.integers(2**63)),
+            camera=draw_camera(self.camera, rng) if not noisy and rng.random() < self.camera.share else None,
         )
 
     def crops(self, step: int) -> tuple[list[Draw], Tensor]:
-        """The host's part of a batch: the draws, and their crops (N, S, S, C) uint8, not yet turned or flipped."""
+        """The host's part of a batch: the draws, and their crops (N, S, S, C) uint8, not yet turned or flipped; where
+        there are pairs (N, S, S, 2C), whose first half is the noisy one, unused in a clean image's crop."""
         draws = [self.draw(step, sample) for sample in range(self.data.batch)]
         size = self.data.crop
-        batch = np.empty((len(draws), size, size, self.bank.shapes[0][2]), np.uint8)
+        batch = np.zeros((len(draws), size, size, self._depth), np.uint8)
         for out, d in zip(batch, draws, strict=True):
-            out[:] = self.bank[d.image][d.top : d.top + size, d.left : d.left + size]
+            crop = self.bank[d.image][d.top : d.top + size, d.left : d.left + size]
+            out[:, :, self._depth - crop.shape[2] :] = crop
         return draws, torch.from_numpy(batch)
 
     def batch(self, draws: Sequence[Draw], crops: Tensor) -> tuple[Tensor, Tensor]:
         """The device's part: (noisy, clean), each (N, C, S, S) float32 in [0, 1], on the device of `crops`."""
         turned = [_transform(crop, d.transform) for crop, d in zip(crops.permute(0, 3, 1, 2), draws, strict=True)]
-        clean = torch.stack(turned).float().div_(255)
+        images = torch.stack(turned).float().div_(255)
+        noisy, clean = images[:, : self._channels].clone(), images[:, -self._channels :].contiguous()
         seeds = [d.noise_seed for d in draws]
-        return add_gaussian(clean, [d.sigma for d in draws], seeds, clip8=self.noise.clip8), clean
+        white = [i for i, d in enumerate(draws) if not d.camera and not self.bank.paired(d.image)]
+        if white:
+            sigmas = [draws[i].sigma for i in white]
+            noisy[white] = add_gaussian(clean[white], sigmas, [seeds[i] for i in white], clip8=self.noise.clip8)
+        cameras = {i: d.camera for i, d in enumerate(draws) if d.camera}
+        if cameras:
+            chosen = list(cameras)
+            noisy[chosen] = add_camera_noise(clean[chosen], list(cameras.values()), [seeds[i] for i in chosen])
+        return noisy, clean
 
 
 def _transform(crop: Tensor, transform: int) -> Tensor:

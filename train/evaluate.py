@@ -1,20 +1,22 @@
-"""PSNR and SSIM of a model on a folder of clean images, for weights and for what the runtime opens.
+"""PSNR and SSIM of a model on clean images with white noise and on real pairs, for weights and what the runtime opens.
 
     python train/evaluate.py --engine assets/blind_color.onnx --data Kodak24 --sigma 30 50 70
     python train/evaluate.py --engine runs/blind_color/weights.safetensors --data CBSD68 --sigma 50 --protocol float
+    python train/evaluate.py --engine runs/real/weights.safetensors --data CC SIDD_Validation
 
-The protocol: 8-bit images in the order of their names; white Gaussian noise from a generator seeded with
+Folders that hold pairs are known by their files' names (`train/datasets.py`); their noise is what it is. The protocol
+for clean images: 8-bit images in the order of their names; white Gaussian noise from a generator seeded with
 1000*sigma + the image's place; `clip8` clips and rounds the noisy image to 8 bits, as a user's file is, `float` does
 neither, as most papers do; scores on the output clipped to [0, 1], not quantised, averaged over the images.
 """
 
-import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +34,10 @@ from common.files import sha256, write_whole
 from common.images import IMAGE_SUFFIXES, read_picture
 from common.metrics import psnr, ssim
 from runtime.denoiser import Denoiser
-from runtime.engines import Engine, open_engine
 
 with cli.needs("dev", __name__):
+    from train.datasets import find, parse
+    from train.examples import Example, Pixels, read
     from train.noise import protocol_noise
 
 
@@ -49,28 +52,9 @@ class Protocol(StrEnum):
     FLOAT = "float"
 
 
-def open_model(path: Path, threads: int | None = None) -> Engine:
-    """Weights as well as what `runtime.open_engine` takes. Raises ModelError or InputError as that does."""
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads: expected at least 1, found {threads}")
-    if path.suffix != ".safetensors":
-        return open_engine(path, threads)
-    import torch
-
-    from runtime.engines.torch import TorchEngine
-    from train.weights import load_weights
-
-    if threads:
-        torch.set_num_threads(threads)
-    network = load_weights(path)
-    return TorchEngine(network.cuda() if torch.cuda.is_available() else network, network.config.channels)
-
-
-@contextlib.contextmanager
-def open_denoiser(path: Path, threads: int | None = None) -> Iterator[Denoiser]:
-    """`open_model`, behind the runtime's padding and tiles."""
-    with open_model(path, threads) as model, Denoiser(model) as denoiser:
-        yield denoiser
+def open_denoiser(path: Path, threads: int | None = None) -> Denoiser:
+    """Weights, or what else `runtime.engines.open_engine` takes and raises, behind the runtime's padding and tiles."""
+    return Denoiser(path, threads=threads)
 
 
 def clean_images(folder: Path) -> TestSet:
@@ -94,6 +78,21 @@ def clean_images(folder: Path) -> TestSet:
     return images
 
 
+def pairs_of(text: str) -> list[Example]:
+    """The pairs in the folder of FOLDER or NAME=FOLDER, in the order of their paths; none where it holds clean images.
+
+    Raises InputError where the folder is missing or empty, or a pair is incomplete.
+    """
+    examples: list[Example] = []
+    for part in find(text):
+        if part.unpaired:
+            raise InputError(f"{part.folder}: {part.missing}")
+        if part.layout.clean is None:
+            raise InputError(f"{part}: its clean images are not public; train/dnd.py denoises it for its server")
+        examples += part.examples if part.layout.noisy else ()
+    return examples
+
+
 def check_sigmas(sigmas: list[float]) -> None:
     """Raises InputError for a noise level outside 0 to 255."""
     for sigma in sigmas:
@@ -110,24 +109,36 @@ def evaluate(denoiser: Denoiser, images: TestSet, sigma: float, protocol: Protoc
         output = denoiser.denoise(noisy)
         seconds += time.perf_counter() - begun
         each.append({"image": name, "psnr": psnr(output, clean), "ssim": ssim(output, clean)})
-    return {
-        "sigma": sigma,
-        "protocol": str(protocol),
-        "psnr": float(np.mean([e["psnr"] for e in each])),
-        "ssim": float(np.mean([e["ssim"] for e in each])),
-        "seconds": seconds,
-        "images": each,
-    }
+    means = {key: float(np.mean([e[key] for e in each])) for key in ("psnr", "ssim")}
+    return {"sigma": sigma, "protocol": str(protocol), **means, "seconds": seconds, "images": each}
 
 
-app = cli.application("PSNR and SSIM of a model under additive white Gaussian noise.")
+def evaluate_pairs(denoiser: Denoiser, pairs: Iterable[tuple[str, Pixels | None, Pixels]]) -> dict[str, Any]:
+    """A row of a table for (name, noisy, clean) 8-bit images: means over them, and each one's figures, of the noisy
+    image and of the denoised one."""
+    each: list[dict[str, Any]] = []
+    seconds = 0.0
+    for name, *images in pairs:
+        noisy, clean = (np.asarray(image, np.float32) / np.float32(255) for image in images)
+        begun = time.perf_counter()
+        output = denoiser.denoise(noisy)
+        seconds += time.perf_counter() - begun
+        scores = {"psnr": psnr(output, clean), "ssim": ssim(output, clean)}
+        each.append({"image": name, **scores, "noisy_psnr": psnr(noisy, clean), "noisy_ssim": ssim(noisy, clean)})
+    means = {key: float(np.mean([e[key] for e in each])) for key in ("psnr", "ssim", "noisy_psnr", "noisy_ssim")}
+    return {"protocol": "pairs", **means, "seconds": seconds, "images": each}
+
+
+app = cli.application("PSNR and SSIM of a model on clean images with white Gaussian noise, and on real pairs.")
 
 
 @app.command()
 def main(
     engine: Annotated[Path, typer.Option(help="weights (.safetensors), or a model file of the runtime (.onnx)")],
-    data: Annotated[list[Path], typer.Option(help="folders of clean 8-bit images (one or more)")],
-    sigma: Annotated[list[float], typer.Option(help="noise levels, on the scale 0 to 255 (one or more)")],
+    data: Annotated[list[str], typer.Option(help="folders of clean 8-bit images or of pairs (one or more)")],
+    sigma: Annotated[
+        list[float] | None, typer.Option(help="noise levels for clean images, on the scale 0 to 255 (one or more)")
+    ] = None,
     protocol: Annotated[
         Protocol, typer.Option(help="noise clipped and rounded to 8 bits, or neither")
     ] = Protocol.CLIP8,
@@ -136,36 +147,47 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing --json file")] = False,
 ) -> None:
-    """Print a table of PSNR (dB) / SSIM."""
-    check_sigmas(sigma)
+    """Print tables of PSNR (dB) / SSIM."""
+    levels = sigma or []
+    check_sigmas(levels)
     if limit < 0:
         raise InputError(f"--limit: expected 0 or more, found {limit}")
     if json_ is not None and json_.exists() and not overwrite:
         raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
-    sets = {folder: clean_images(folder)[: limit or None] for folder in data}
+    folders = {text: parse(text)[1] for text in data}
+    pairs = {folders[text]: found for text in data if (found := pairs_of(text))}
+    sets = {folder: clean_images(folder)[: limit or None] for folder in folders.values() if folder not in pairs}
+    if bool(sets) != bool(levels):
+        wanted = f"noise levels for the clean images of {next(iter(sets))}" if sets else "none, the pairs have noise"
+        raise InputError(f"--sigma: expected {wanted}, found {levels or 'none'}")
+    rows: list[dict[str, Any]] = []
     with open_denoiser(engine, threads) as denoiser:
         runs_on = denoiser.engine.name
-        table = Table(
-            "set",
-            "images",
-            *(f"sigma {level:g}" for level in sigma),
-            title=escape(f"{engine} ({runs_on}), {protocol}"),
-        )
-        rows = []
+        title = f"{engine} ({runs_on})"
+        white = Table("set", "images", *(f"sigma {s:g}" for s in levels), title=escape(f"{title}, {protocol}"))
+        real = Table("set", "pairs", "noisy", "denoised", title=escape(title))
         with Progress(disable=not sys.stderr.isatty(), transient=True, console=Console(stderr=True)) as progress:
-            task = progress.add_task("evaluating", total=len(sets) * len(sigma))
+            task = progress.add_task("evaluating", total=len(sets) * len(levels) + len(pairs))
             for folder, images in sets.items():
                 cells = []
-                for level in sigma:
+                for level in levels:
                     row = {"set": folder.name, **evaluate(denoiser, images, level, protocol)}
                     rows.append(row)
                     cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}")
                     progress.advance(task)
-                table.add_row(escape(folder.name), str(len(images)), *cells)
+                white.add_row(escape(folder.name), str(len(images)), *cells)
+            for folder, examples in pairs.items():
+                images_of = (image for example in examples for image in read(example))
+                row = {"set": folder.name, **evaluate_pairs(denoiser, islice(images_of, limit or None))}
+                rows.append(row)
+                cells = [f"{row[f'{of}psnr']:.2f} / {row[f'{of}ssim']:.4f}" for of in ("noisy_", "")]
+                real.add_row(escape(folder.name), str(len(row["images"])), *cells)
+                progress.advance(task)
+    for table in (table for table in (white, real) if table.row_count):
         Console().print(table)
-        if json_ is not None:
-            result = {"engine": str(engine), "sha256": sha256(engine), "runs_on": runs_on, "rows": rows}
-            write_whole(json_, json.dumps(_finite(result), indent=1) + "\n", overwrite=overwrite)
+    if json_ is not None:
+        result = {"engine": str(engine), "sha256": sha256(engine), "runs_on": runs_on, "rows": rows}
+        write_whole(json_, json.dumps(_finite(result), indent=1) + "\n", overwrite=overwrite)
 
 
 def _finite(value: Any) -> Any:

@@ -27,8 +27,8 @@ from common.metrics import psnr
 from common.padding import pad_to_multiple
 from train.config import TrainConfig
 from train.data import Bank, Sampler
-from train.noise import protocol_noise
 from train.sadnet import SADNet
+from train.validation import Noise, held_out, noise_name, validation_noises
 from train.weights import save_weights
 
 CHECKPOINT = "checkpoint.pt"
@@ -42,7 +42,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: Path, training: Bank, validation: Bank, fabric: Fabric) -> None:
         self.config, self.folder, self.fabric, self.validation = config, folder, fabric, validation
-        self.sampler = Sampler(training, config.data, config.noise, config.run.seed)
+        self.sampler = Sampler(training, config.data, config.noise, config.run.seed, config.camera)
         torch.manual_seed(config.run.seed)
         self.network = SADNet(config.model)
         if fabric.device.type == "cuda":  # on a CPU it was measured to gain nothing
@@ -166,8 +166,9 @@ class Trainer:
         return f"no checkpoint was written yet: begin again with {gentler}"
 
     def _validate_and_keep(self) -> dict[str, float]:
-        """PSNR on the held-out images for each sigma; better weights than any before are written out."""
-        values = {f"psnr_sigma{sigma:g}": self.validate(sigma) for sigma in self.config.run.validation_sigmas}
+        """PSNR on the held-out images for each kind of noise; better weights than any before are written out."""
+        kinds = validation_noises(self.validation, self.config)
+        values = {f"psnr_{noise_name(noise)}": self.validate(noise) for noise in kinds}
         mean = float(np.mean(list(values.values())))
         if not math.isfinite(mean):
             raise TrainingError(f"step {self.step}: expected finite outputs in validation, found PSNR {mean}")
@@ -178,21 +179,15 @@ class Trainer:
         return values
 
     @torch.inference_mode()
-    def validate(self, sigma: float) -> float:
-        """Mean PSNR in dB over the held-out images' central crops, with the protocol's noise of `sigma`, without
-        autocast.
+    def validate(self, noise: Noise) -> float:
+        """Mean PSNR in dB over the held-out images' central crops, without autocast.
 
         An image counts 100 dB at most, so that an exact one (sigma 0, a new network) leaves a finite mean.
         """
-        network, scores, size = self.released.eval(), [], self.config.run.validation_crop
+        network, scores = self.released.eval(), []
         for index in range(len(self.validation)):
-            image = self.validation[index]
-            if size:
-                top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
-                image = image[top : top + size, left : left + size]
-            clean = image.astype(np.float32) / np.float32(255)
-            noisy = protocol_noise(clean, sigma, index, clip8=self.config.noise.clip8).transpose(2, 0, 1)
-            x = torch.from_numpy(pad_to_multiple(noisy[None])).to(self.fabric.device)
+            noisy, clean = held_out(self.validation, index, noise, self.config)
+            x = torch.from_numpy(pad_to_multiple(noisy.transpose(2, 0, 1)[None])).to(self.fabric.device)
             output = network(x)[0, :, : clean.shape[0], : clean.shape[1]].float().cpu().numpy().transpose(1, 2, 0)
             score = psnr(output, clean)
             scores.append(100.0 if score > 100 else score)

@@ -14,13 +14,18 @@ def add_gaussian(clean: Tensor, sigmas: Sequence[float], seeds: Sequence[int], *
     With `clip8` the result is clipped to [0, 1] and rounded to 8 bits. Sample i depends on sigmas[i] and seeds[i]
     alone, whatever batch it stands in; CPU and CUDA draw different noise from one seed.
     """
-    generator = torch.Generator(clean.device)
-    noise = torch.empty_like(clean, memory_format=torch.contiguous_format)
+    scale = torch.tensor(sigmas, dtype=clean.dtype, device=clean.device).div_(255)
+    noisy = clean + normal_like(clean, seeds) * scale[:, None, None, None]
+    return noisy.clamp_(0, 1).mul_(255).round_().div_(255) if clip8 else noisy
+
+
+def normal_like(batch: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal noise of the batch's shape, each sample from its own seed."""
+    generator = torch.Generator(batch.device)
+    noise = torch.empty_like(batch, memory_format=torch.contiguous_format)
     for sample, seed in zip(noise, seeds, strict=True):
         sample.normal_(generator=generator.manual_seed(seed))
-    scale = torch.tensor(sigmas, dtype=clean.dtype, device=clean.device).div_(255)
-    noisy = clean + noise * scale[:, None, None, None]
-    return noisy.clamp_(0, 1).mul_(255).round_().div_(255) if clip8 else noisy
+    return noise
 
 
 def protocol_noise(clean: NDArray[np.float32], sigma: float, index: int, *, clip8: bool) -> NDArray[np.float32]:

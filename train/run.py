@@ -1,6 +1,7 @@
 """Train SADNet.
 
     python train/run.py --config train/configs/blind_color.toml --data PHOTOS --minutes 60
+    python train/run.py --config train/configs/real.toml --data PolyU PHOTOS --minutes 60     # pairs and clean photos
     python train/run.py --resume runs/blind_color --minutes 60              # go on where it stopped
     python train/run.py --decay runs/blind_color --steps 4000               # branch a release off
     python train/run.py --config train/configs/blind_color.toml --init assets/blind_color.safetensors --minutes 60
@@ -27,7 +28,8 @@ with cli.needs("dev", __name__):
 
     from train import config as configuration
     from train.config import TrainConfig
-    from train.data import Bank, find_images, open_bank, split
+    from train.data import Bank, open_bank, split
+    from train.datasets import absolute, examples
     from train.loop import CARD, CHECKPOINT, LOG, WEIGHTS, Trainer, read_checkpoint
     from train.weights import load_state, load_weights
 
@@ -36,7 +38,7 @@ INIT_WARMUP = 500
 """Steps of warm-up for `--init`, where the configuration has none."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
-app = cli.application("Train SADNet on folders of clean photos.")
+app = cli.application("Train SADNet on folders of clean photos and of pairs of noisy and clean ones.")
 
 
 @app.command()
@@ -47,7 +49,9 @@ def main(
         Path | None, typer.Option(help="folder of a run to branch a release off, whose rate falls over --steps")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="weights.safetensors that a new run starts from")] = None,
-    data: Annotated[list[Path] | None, typer.Option(help="folders of images (one or more)")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="folders of images, or NAME=FOLDER of a data set (train/datasets.py)")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="folder of a new run; default runs/<name of the config>")] = None,
     steps: Annotated[int | None, typer.Option(help="budget: the run's steps in all; with --decay, the decay's")] = None,
     minutes: Annotated[float | None, typer.Option(help="budget: minutes of this process (run.minutes)")] = None,
@@ -62,7 +66,7 @@ def main(
         raise InputError("--resume goes on in the run's own folder: expected no --output with it")
     if minutes is not None and decay:
         raise InputError("--decay lasts for --steps: expected no --minutes with it")
-    folders = json.dumps([str(d.resolve()) for d in data or []], ensure_ascii=False)  # found again from anywhere
+    folders = json.dumps([absolute(d) for d in data or []], ensure_ascii=False)  # found again from anywhere
     overrides = [f"data.folders={folders}"] if data else []
     overrides += [f"run.steps={steps}"] if steps is not None and not decay else []
     overrides += [f"run.minutes={minutes}"] if minutes is not None else []
@@ -133,13 +137,18 @@ def _fabric(settings: TrainConfig) -> Fabric:
 
 def _banks(settings: TrainConfig) -> tuple[Bank, Bank]:
     data = settings.data
-    training, validation = split(find_images([Path(f) for f in data.folders]), CHECKOUT / data.holdout)
+    everything, found = examples(data.folders)
+    for part in found:
+        print(f"{part}: {part.missing}" if part.missing else part)
+    training, validation = split(everything, CHECKOUT / data.holdout)
     banks = []
-    for paths, what, least in ((training, "training", data.crop), (validation, "validation", 8)):
+    for chosen, what, least in ((training, "training", data.crop), (validation, "validation", 8)):
         banks.append(
-            open_bank(paths, channels=settings.model.channels, least=least, cache=Path(data.cache), report=_report)
+            open_bank(chosen, channels=settings.model.channels, least=least, cache=Path(data.cache), report=_report)
         )
-        print(f"{len(paths)} {what} images", flush=True)
+        pairs = sum(example.noisy is not None for example in chosen)
+        counts = [f"{count} {kind}" for count, kind in ((len(chosen) - pairs, "images"), (pairs, "pairs")) if count]
+        print(f"{what}: {', '.join(counts)}", flush=True)
     return banks[0], banks[1]
 
 

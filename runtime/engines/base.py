@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -40,6 +40,8 @@ class Engine(ABC):
     """1, gray, or 3, RGB."""
     sizes: tuple[SizeRange, ...] = (SizeRange(),)
     """What it takes; always multiples of 8."""
+    details: Mapping[str, Any] = MappingProxyType({})
+    """What the exporter wrote about the model, as `config`, the network's; empty where nothing is known."""
     io: Io = "float32"
     """Type of the images that the network itself takes and gives; what `run` is given is brought into it."""
 

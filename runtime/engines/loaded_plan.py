@@ -4,12 +4,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from common.errors import OutputError
+from common.errors import ModelError, OutputError
 from common.files import write_whole
 from common.tensorrt_library import Backend, Log, load_library, logger
 from runtime.engines.base import Size
-from runtime.engines.gpu import Device
-from runtime.engines.plan_file import PlanFile
+from runtime.engines.gpu import Device, is_cuda_error
+from runtime.engines.plan_file import PlanFile, rebuild
 
 SHAPES = 4
 """How many shapes a slot keeps ready."""
@@ -24,6 +24,7 @@ class LoadedPlan:
         self.trt = load_library(self.backend)
         self.log: Log = logger(self.backend)[1]
         self.engine = file.deserialize()
+        self._check()
         self.scratch_bytes = int(self.engine.device_memory_size_v2)
         self.config = self.engine.create_runtime_config()
         # The work of all contexts is done one after another, so that they share what memory they need for it.
@@ -49,16 +50,16 @@ class LoadedPlan:
             raise self.log.failure(f"cannot prepare {self.file.path} for {size[1]}x{size[0]}")
         context.set_device_memory(scratch, self.scratch_bytes)
         if not context.set_input_shape(self.file.sidecar.inputs[0].name, self.file.shape(size)):
-            raise self.log.failure(f"{self.file.path} does not take {size[1]}x{size[0]}")
+            raise self.log.failure(f"cannot run {self.file.path} at {size[1]}x{size[0]}")
         return Context(self, context)
 
     def save_cache(self) -> None:
         """Keep what was compiled, where that is new; a folder that cannot be written costs time alone, next time."""
         if self.cache is None:
             return
-        compiled = bytes(self.cache.serialize())
+        compiled = bytes(self.cache.serialize() or b"")
         try:
-            if not self.cache_path.exists() or self.cache_path.read_bytes() != compiled:
+            if compiled and not (self.cache_path.exists() and self.cache_path.read_bytes() == compiled):
                 write_whole(self.cache_path, compiled, overwrite=True)
         except (OSError, OutputError):
             return
@@ -66,6 +67,21 @@ class LoadedPlan:
     def close(self) -> None:
         """Give it back; its contexts are closed before."""
         self.cache = self.config = self.engine = None
+
+    def _check(self) -> None:
+        """Buffers are as large as the sidecar says: it must say what the plan does."""
+        types = {"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}
+        for tensor in (*self.file.sidecar.inputs, *self.file.sidecar.outputs):
+            kind = self.engine.get_tensor_dtype(tensor.name).name
+            shape = tuple(self.engine.get_tensor_shape(tensor.name))
+            fits = len(shape) == len(tensor.max) and all(
+                side in (-1, high) for side, high in zip(shape, tensor.max, strict=True)
+            )
+            if kind != types[tensor.type] or not fits:
+                raise ModelError(
+                    f"{self.file.path}: expected {tensor.name} of {tensor.type} and {tensor.max}, as its sidecar says, "
+                    f"found {kind} and {shape}: {rebuild(self.file.path, self.file.sidecar)}"
+                )
 
     def _load_cache(self) -> None:
         try:
@@ -83,8 +99,10 @@ class Context:
     def bind(self, source: int, target: int) -> None:
         """Where the image is and where the result goes: addresses on the GPU."""
         sidecar = self.plan.file.sidecar
-        self._context.set_tensor_address(sidecar.inputs[0].name, source)
-        self._context.set_tensor_address(sidecar.outputs[0].name, target)
+        for tensor, place in ((sidecar.inputs[0], source), (sidecar.outputs[0], target)):
+            self.plan.log.clear()
+            if not self._context.set_tensor_address(tensor.name, place):
+                raise self.plan.log.failure(f"cannot put {tensor.name} at {place:#x}")
 
     def enqueue(self, stream: Any) -> None:
         """Queue the work. Raises ModelError in the library's words."""
@@ -121,17 +139,28 @@ class Ready:
 
     def work(self) -> None:
         """Queue the network. The first time it runs by itself, as TensorRT wants it before a capture."""
-        if self._graph is not None:
+        if self._graph is None and self._ran and self._capture:
+            self._gpu.work.sync()
+            self._graph = self._captured()
+            self._capture = False  # what cannot be captured is not tried again
+        if self._graph is None:
+            self._context.enqueue(self._gpu.work)
+            self._ran = True
+        else:
             self._graph.launch(self._gpu.work)
-            return
-        if self._capture and self._ran:
-            builder = self._gpu.device.create_graph_builder().begin_building("thread_local")
+
+    def _captured(self) -> Any:
+        """The network as a CUDA graph; None where the library does things that a graph cannot hold."""
+        builder = self._gpu.device.create_graph_builder()
+        try:
+            builder.begin_building("thread_local")  # other threads may allocate meanwhile
             self._context.enqueue(builder.stream)
-            self._graph = builder.end_building().complete()
-            self._graph.launch(self._gpu.work)
-            return
-        self._context.enqueue(self._gpu.work)
-        self._ran = True
+            return builder.end_building().complete()
+        except BaseException as error:
+            builder.close()  # or this thread would stay in the capture
+            if isinstance(error, ModelError | RuntimeError) or is_cuda_error(error):
+                return None
+            raise
 
     def download(self) -> None:
         """Queue the copy of the result into `received`, which is whole once the event `downloaded` has come."""

@@ -1,5 +1,7 @@
 """A plan on disk: whether this machine runs it, told before the library sees it, and how to build it again if not."""
 
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,16 @@ from common.files import sha256
 from common.machine import Gpu, gpu
 from common.plan_sidecar import AND_LATER, Sidecar, read_sidecar, sidecar_path
 from common.tensorrt_library import NAMES, Backend, load_library, logger
+from plugins import op
 from runtime.engines.base import Io, Size, SizeRange
+from runtime.engines.gpu import DEVICE
 
-PLUGIN_FOLDER = Path(__file__).resolve().parents[2] / "build" / "tensorrt_v3"
+CHECKOUT = Path(__file__).resolve().parents[2]
+ASSETS = CHECKOUT / "assets"
+PLUGIN_FOLDER = CHECKOUT / "build" / "tensorrt_v3"
 """Where `make plugin` leaves the C++ plugin, which is looked for beside the plan first."""
+CURRENT = "current"
+"""What `--compute-capability` calls the GPU at hand."""
 _IO: dict[str, Io] = {"float32": "float32", "float16": "float16", "uint8": "uint8"}
 
 
@@ -33,7 +41,8 @@ class PlanFile:
     def kind(self) -> tuple[Any, ...]:
         """What plans must have in common to be run as one engine: library, images, and the network's weights."""
         model = self.sidecar.model
-        return (self.sidecar.backend, self.io, self.sidecar.inputs[0].channels, model.get("weights_sha256"))
+        weights = model.get("weights_sha256", self.sidecar.onnx["sha256"])
+        return (self.sidecar.backend, self.io, self.sidecar.inputs[0].channels, weights)
 
     @property
     def sizes(self) -> SizeRange:
@@ -56,13 +65,16 @@ class PlanFile:
         trt = load_library(self.sidecar.backend)
         trt_logger, log = logger(self.sidecar.backend)
         log.clear()
-        if self.sidecar.plugin is not None and self.sidecar.plugin.get("kind") == "library":
-            library = self._plugin_library()
-            if trt.get_plugin_registry().load_library(str(library)) is None:
+        if self.sidecar.plugin is not None and "file" in self.sidecar.plugin:
+            library, registry = self._plugin_library(), trt.get_plugin_registry()
+            # A library whose plugins are known already is refused.
+            known = registry.get_creator(op.NAME, str(op.VERSION), op.DOMAIN) is not None
+            if not known and registry.load_library(str(library)) is None:
                 raise log.failure(f"cannot load the plugins of {library}")
         engine = trt.Runtime(trt_logger).deserialize_cuda_engine(self.path.read_bytes())
         if engine is None:
-            raise log.failure(f"cannot load {self.path}; {rebuild(self.sidecar, here=True)}")
+            reason = log.failure(f"cannot load {self.path}")
+            raise ModelError(f"{reason}; {rebuild(self.path, self.sidecar, here=True)}")
         return engine
 
     def _plugin_library(self) -> Path:
@@ -84,6 +96,9 @@ class PlanFile:
 def open_plan(path: Path) -> PlanFile:
     """Check that plan and sidecar belong together, and that library version and GPU are those that the plan is for.
 
+    A plan is a program: open none of a stranger, whatever its sidecar says. TensorRT's plans, and TensorRT-RTX's for
+    the GPU at hand, are for the very model of GPU that they were built on.
+
     Raises InputError where a file is missing, ModelError where the plan is damaged or for another machine,
     DependencyError where library, driver or GPU are missing; each says what to do.
     """
@@ -95,42 +110,60 @@ def open_plan(path: Path) -> PlanFile:
     if found != sidecar.plan_sha256:
         raise ModelError(
             f"{path}: expected the plan that {sidecar_path(path).name} describes, found another or a damaged file: "
-            f"copy both again; {rebuild(sidecar)}"
+            f"copy both again; {rebuild(path, sidecar)}"
         )
     name = NAMES[sidecar.backend]
     try:
         version = load_library(sidecar.backend).__version__
-        device = gpu()
+        device = gpu(DEVICE)
     except DependencyError as error:
         raise DependencyError(f"{path} is a plan of {name}: {error}") from error
     if version != sidecar.version:
         raise ModelError(
-            f"{path}: expected {name} {sidecar.version}, which built this plan, found {version}: {rebuild(sidecar)}"
+            f"{path}: expected {name} {sidecar.version}, which built this plan, found {version}: "
+            f"{rebuild(path, sidecar)}"
+        )
+    built_on = sidecar.gpu.name if sidecar.gpu else device.name
+    if built_on != device.name:
+        raise ModelError(
+            f"{path}: expected {built_on}, for which this plan was built, found {device.name}: "
+            f"{rebuild(path, sidecar, here=True)}"
         )
     if not any(_covers(capability, device) for capability in sidecar.compute_capabilities):
         raise ModelError(
             f"{path}: expected a GPU of compute capability {' or '.join(sidecar.compute_capabilities)}, found "
-            f"{device.name} of {device.compute_capability}: {rebuild(sidecar, here=True)}"
+            f"{device.name} of {device.compute_capability}: {rebuild(path, sidecar, here=True)}"
         )
     return PlanFile(path, sidecar, device)
 
 
-def rebuild(sidecar: Sidecar, *, size: Size | None = None, here: bool = False) -> str:
-    """The command that builds such a plan, for images of `size` if that is given, and for the GPU at hand if `here`."""
+def rebuild(path: Path, sidecar: Sidecar, *, size: Size | None = None, here: bool = False) -> str:
+    """The command that builds the plan `path` again, for the GPU at hand if `here`; or a new one, for `size`."""
     tensor = sidecar.inputs[0]
     least, usual, most = (_text(tensor.size(shape)) for shape in (tensor.min, tensor.opt, tensor.max))
     if size is not None:
         sizes = ["--size", _text(size)]
     else:
         sizes = ["--size", most] if least == most else ["--min", least, "--opt", usual, "--max", most]
-    command = ["python export/to_plan.py", sidecar.onnx["file"], "--backend", str(sidecar.backend), *sizes]
+    command = ["python", "export/to_plan.py", "--backend", str(sidecar.backend), *sizes]
     command += ["--precision", sidecar.precision]
     if sidecar.backend is Backend.TENSORRT_RTX:
-        wanted = ["current"] if here else [c for c in sidecar.compute_capabilities if AND_LATER not in c]
+        wanted = [CURRENT] if here else [c for c in sidecar.compute_capabilities if AND_LATER not in c]
         command += ["--compute-capability", *wanted] if wanted else []
     if sidecar.plugin is not None and "file" in sidecar.plugin:
-        command += ["--plugin", sidecar.plugin["file"]]
-    return f"build it again: {' '.join(command)}"
+        command += ["--plugin", _found(sidecar.plugin, PLUGIN_FOLDER, path.parent)]
+    if size is None:
+        command += ["--output", os.path.relpath(path), "--overwrite"]
+    command += ["--", _found(sidecar.onnx, ASSETS, path.parent)]
+    return f"build {'it again' if size is None else 'one'}: {shlex.join(command)}"
+
+
+def _found(file: dict[str, str], *folders: Path) -> str:
+    """Where a file that the sidecar names lies, if it is in one of the folders; its name otherwise."""
+    for folder in folders:
+        if (place := folder / file["file"]).is_file() and sha256(place) == file["sha256"]:
+            return os.path.relpath(place)
+    return file["file"]
 
 
 def _covers(capability: str, device: Gpu) -> bool:

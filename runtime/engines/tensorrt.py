@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,12 @@ from numpy.typing import NDArray
 from common.errors import InputError
 from common.tensorrt_library import NAMES
 from runtime.engines.base import Engine, Images, Size, size_of, to_io
-from runtime.engines.gpu import CudaArray, Device, DeviceArray, address, cuda_errors
+from runtime.engines.gpu import SCRATCH_ALIGNMENT, CudaArray, Device, DeviceArray, address, cuda_errors
 from runtime.engines.loaded_plan import SHAPES, Context, LoadedPlan, Ready, Slot
 from runtime.engines.plan_file import open_plan, rebuild
 
-SLOTS = 2
-"""Images on their way at once."""
+ON_WAY = 2
+"""Images of a stream on their way at once."""
 WARM_UP = 5
 """Runs before those that are timed: the first ones compile and capture."""
 
@@ -61,17 +60,18 @@ class TensorRTEngine(Engine):
         self.io, self.channels = first.io, first.sidecar.inputs[0].channels
         self.sizes = tuple(file.sizes for file in files)
         self.name = f"{NAMES[first.sidecar.backend]} {first.sidecar.version}, {first.gpu.name}"
+        self.details = first.sidecar.model
         self.gpu = Device()
         self._plans = [LoadedPlan(file) for file in files]
+        # The work stream computes one image after another, so that all contexts share the memory that they work in.
         scratch = max(plan.scratch_bytes for plan in self._plans)
         with cuda_errors(f"take {scratch / 1e6:.0f} MB of the GPU's memory (plans of smaller sizes need less)"):
-            self._scratch = self.gpu.memory(scratch)
+            self._scratch = self.gpu.memory(scratch + SCRATCH_ALIGNMENT)
+        self._scratch_place = -(-int(self._scratch.handle) // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
         self._direct: dict[tuple[LoadedPlan, Size], Context] = {}
         self._queueing = threading.Lock()
-        self._slots = [Slot(self.gpu) for _ in range(SLOTS)]
-        self._free: SimpleQueue[Slot] = SimpleQueue()
-        for slot in self._slots:
-            self._free.put(slot)
+        self._slots: list[Slot] = []
+        self._free: deque[Slot] = deque()
 
     def _stream(self, batches: Iterable[Images]) -> Iterator[Images]:
         on_way: deque[_Image] = deque()
@@ -81,17 +81,14 @@ class TensorRTEngine(Engine):
                     raise InputError("expected at least one image, found none")
                 plan, results = self._plan(size_of(images)), np.empty_like(images)
                 for index, image in enumerate(images):
-                    # Whoever waits for a slot that others hold has empty hands: no two wait for each other.
-                    while (slot := self._slot(wait=not on_way)) is None:
-                        yield from self._finished(on_way.popleft())
-                    on_way.append(self._started(slot, plan, image, results, index))
-                    if len(on_way) == SLOTS:
+                    on_way.append(self._started(plan, image, results, index))
+                    if len(on_way) == ON_WAY:
                         yield from self._finished(on_way.popleft())
             while on_way:
                 yield from self._finished(on_way.popleft())
         finally:
-            if on_way:  # an image failed, or nobody wants the rest
-                self._abandon([image.slot for image in on_way])
+            for image in on_way:  # one failed, or nobody wants the rest
+                self._abandon(image.slot)
 
     def _run(self, images: Images) -> Images:
         (result,) = self._stream([images])
@@ -114,21 +111,24 @@ class TensorRTEngine(Engine):
         with self._queueing, cuda_errors(f"denoise {width}x{height}"):
             result = DeviceArray(self.gpu.memory(shape[0] * step), shape, self.io) if out is None else out
             target, _ = address(result, shape, self.io, written=True)
+            if abs(source - target) < shape[0] * step:
+                raise InputError("expected an `out` that shares no memory with the images, found one that does")
             for array in (images, result):
                 self.gpu.wait_for_owner(array.__cuda_array_interface__)
             if (plan, size) not in self._direct:
                 while len(self._direct) >= SHAPES:
                     del self._direct[next(iter(self._direct))]
-                self._direct[plan, size] = plan.context(size, int(self._scratch.handle))
-            for start in range(0, shape[0] * step, step):
-                self._direct[plan, size].bind(source + start, target + start)
-                self._direct[plan, size].enqueue(self.gpu.work)
-            self.gpu.work.sync()
+                self._direct[plan, size] = plan.context(size, self._scratch_place)
+            try:
+                for start in range(0, shape[0] * step, step):
+                    self._direct[plan, size].bind(source + start, target + start)
+                    self._direct[plan, size].enqueue(self.gpu.work)
+            finally:
+                self.gpu.work.sync()
         return result
 
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float]:
-        plan, slot = self._plan(size_of(images)), self._slot(wait=True)
-        assert slot is not None
+        plan, slot = self._plan(size_of(images)), self._slot()
         try:
             with self._queueing, cuda_errors("time the network"):
                 ready = self._ready(slot, plan, size_of(images))
@@ -144,45 +144,55 @@ class TensorRTEngine(Engine):
                 self.gpu.work.sync()
                 return [(end - start) / 1e3 for start, end in times[WARM_UP:]]
         finally:
-            self._abandon([slot])
+            self._abandon(slot)
 
     def close(self) -> None:
         """Give everything back, and save what TensorRT-RTX has compiled beside the plans."""
-        self._settle()
-        for plan in self._plans:
+        if not self._plans:
+            return
+        self.gpu.settle()
+        plans, self._plans = self._plans, []
+        for plan in plans:
             plan.save_cache()
         self._direct.clear()
         for slot in self._slots:
             slot.clear()
-        for plan in self._plans:
+        for plan in plans:
             plan.close()
         self._scratch.close(self.gpu.work)
-        self._settle()
+        self.gpu.close()
 
     def _plan(self, size: Size) -> LoadedPlan:
         """The plan for images of this size: of those that take it, the one that is for the smallest."""
-        fitting = [plan for plan in self._plans if size in plan.file.sizes]
+        plans = self._plans
+        if not plans:
+            raise InputError(f"expected an open engine, found {self.name} closed")
+        fitting = [plan for plan in plans if size in plan.file.sizes]
         if not fitting:
             height, width = size
-            known = ", ".join(f"{plan.file.path} takes {plan.file.describe()}" for plan in self._plans)
+            known = ", ".join(f"{plan.file.path} takes {plan.file.describe()}" for plan in plans)
             raise InputError(
                 f"expected a size that a plan takes, found {width}x{height} ({known}): "
-                f"{rebuild(self._plans[0].file.sidecar, size=size)}"
+                f"{rebuild(plans[0].file.path, plans[0].file.sidecar, size=size)}"
             )
         return min(fitting, key=lambda plan: math.prod(plan.file.sizes.most or size))
 
-    def _slot(self, *, wait: bool) -> Slot | None:
+    def _slot(self) -> Slot:
+        """One that is free. There are as many as images have been on their way at once: nobody waits for another."""
         try:
-            return self._free.get(block=wait)
-        except Empty:
-            return None
+            return self._free.pop()
+        except IndexError:
+            slot = Slot(self.gpu)
+            self._slots.append(slot)
+            return slot
 
     def _ready(self, slot: Slot, plan: LoadedPlan, size: Size) -> Ready:
         self.gpu.make_current()
-        return slot.ready(plan, size, int(self._scratch.handle))
+        return slot.ready(plan, size, self._scratch_place)
 
-    def _started(self, slot: Slot, plan: LoadedPlan, image: NDArray[Any], results: Images, index: int) -> _Image:
+    def _started(self, plan: LoadedPlan, image: NDArray[Any], results: Images, index: int) -> _Image:
         height, width = size_of(results)
+        slot = self._slot()
         try:
             with cuda_errors(f"denoise {width}x{height} at once (--tile takes smaller pieces)"):
                 with self._queueing:
@@ -193,31 +203,21 @@ class TensorRTEngine(Engine):
                     ready.work()
                     ready.download()
         except BaseException:
-            self._abandon([slot])
+            self._abandon(slot)
             raise
         return _Image(slot, ready, results, index)
 
     def _finished(self, image: _Image) -> Iterator[Images]:
         """Wait for an image; yields its batch where it is the last one of that."""
-        try:
-            with cuda_errors("finish an image"):
-                image.ready.downloaded.sync()
-            np.copyto(image.results[image.index], image.ready.received[0])
-        finally:
-            self._free.put(image.slot)
+        self.gpu.make_current()  # of a generator that another thread goes on with
+        with cuda_errors("finish an image"):
+            image.ready.downloaded.sync()
+        np.copyto(image.results[image.index], image.ready.received[0])
+        self._free.append(image.slot)
         if image.index == len(image.results) - 1:
             yield image.results
 
-    def _abandon(self, slots: Sequence[Slot]) -> None:
-        """Free slots whose images nobody waits for, once the GPU no longer touches their buffers."""
-        try:
-            self._settle()
-        finally:
-            for slot in slots:
-                self._free.put(slot)
-
-    def _settle(self) -> None:
-        self.gpu.make_current()
-        with cuda_errors("wait for the GPU"):
-            for stream in (self.gpu.upload, self.gpu.work, self.gpu.download):
-                stream.sync()
+    def _abandon(self, slot: Slot) -> None:
+        """Free a slot whose image nobody waits for, once the GPU no longer touches its buffers."""
+        self.gpu.settle()
+        self._free.append(slot)

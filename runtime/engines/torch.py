@@ -47,15 +47,17 @@ def open_weights(path: Path, threads: int | None = None, precision: Precision | 
         except RuntimeError as error:
             raise ModelError(f"{path}: cannot be taken to the GPU: {_first_line(error)}") from error
         precision = precision or "fp16"
-    return TorchEngine(network.half() if precision == "fp16" else network, network.config.channels)
+    engine = TorchEngine(network.half() if precision == "fp16" else network, network.config.channels)
+    engine.details = {"config": network.config.as_dict()}
+    return engine
 
 
 class TorchEngine(Engine):
     """A network on the device and in the type, fp32 or fp16, of its parameters.
 
-    On a GPU results lie in pinned memory, and the first two batches of a shape take long: kernels are chosen, then
-    captured. `io` is float32, so that 16-bit pictures lose nothing; bytes are taken too and are converted beside the
-    network, so that a quarter as much crosses the bus.
+    On a GPU results lie in pinned memory, and the first two batches of a shape take long: our kernels, then cuDNN's are
+    chosen by their times, which may change last bits. `io` is float32, so that 16-bit pictures lose nothing; bytes are
+    taken too and are converted beside the network, so that a quarter as much crosses the bus.
 
     Args:
         network: takes and gives N,C,H,W images in [0, 1], of the type of its parameters; it is put into evaluation mode

@@ -2,13 +2,16 @@
 
 Work that is queued on a stream runs only when something waits for it, and then in an order drawn by chance among all
 that streams and events allow. Host memory is read when a copy runs, not when it is queued. Memory that was given back
-is poisoned and may not be touched. A context that is changed after a capture spoils the graph, as TensorRT says. So an
-engine that forgets an event, reuses a buffer too early or shares scratch memory between two streams computes nonsense.
+is poisoned and may not be touched, nor may memory of the pool by a stream that does not come after its allocation. A
+context that is changed after a capture spoils the graph, as TensorRT says, and takes no address off 256 bytes. A thread
+that has not made the device current can do nothing, and one that is in a capture cannot allocate. So an engine that
+forgets an event, reuses a buffer too early or shares scratch memory between two streams computes nonsense.
 """
 
 import json
 import random
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +31,7 @@ from common.plan_sidecar import sidecar_path
 ADA = Gpu("NVIDIA GeForce RTX 4090", "8.9")
 VERSION = "1.7.1.116"
 SCRATCH = 1 << 16
+ALIGNED = 512
 POISON = 0xEE
 Network = Callable[[NDArray[Any]], NDArray[Any]]
 """What a plan computes: an image batch as the plan takes it, to the same shape."""
@@ -49,22 +53,40 @@ class World:
         self.streams: list[Stream] = []
         self.memory: dict[int, NDArray[np.uint8]] = {}
         self.given_back: list[NDArray[np.uint8]] = []  # kept, so that their addresses are not used again
+        self.unborn: set[int] = set()
         self.limit = 1 << 32
         self.now = 0
         self.contexts = 0
         self.captures = 0
+        self.current: set[int] = set()  # threads
+        self.capturing: set[int] = set()  # threads
 
-    def take(self, size: int) -> "Buffer":
+    def call(self, *, allocates: bool = False) -> None:
+        """What every call into CUDA meets."""
+        thread = threading.get_ident()
+        assert thread in self.current, "no device is current in this thread"
+        if allocates and thread in self.capturing:
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+
+    def take(self, size: int, stream: "Stream | None" = None) -> "Buffer":
+        self.call(allocates=True)
         if sum(array.nbytes for array in self.memory.values()) + size > self.limit:
             raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY")
-        array = np.full(size, POISON, np.uint8)
-        self.memory[array.ctypes.data] = array
+        room = np.full(size + ALIGNED, POISON, np.uint8)
+        shift = -room.ctypes.data % ALIGNED
+        array = room[shift : shift + size]
+        place = array.ctypes.data
+        self.memory[place] = array
+        if stream is not None:
+            self.unborn.add(place)
+            stream.add(lambda: self.unborn.discard(place))
         return Buffer(self, array)
 
     def at(self, place: int, size: int) -> NDArray[np.uint8]:
         """Memory that somebody holds. An address in none is the bug that a real GPU calls an illegal access."""
         for start, array in self.memory.items():
             if start <= place and place + size <= start + array.nbytes:
+                assert start not in self.unborn, "the memory is not there yet for this stream"
                 return array[place - start : place - start + size]
         raise AssertionError(f"{size} bytes at {place:#x} are not anybody's")
 
@@ -92,6 +114,7 @@ class Event:
         self.time = 0
 
     def sync(self) -> None:
+        self.world.call()
         wanted = self.recorded
         self.world.run_until(lambda: self.reached >= wanted)
 
@@ -110,6 +133,7 @@ class Stream:
         self.handle = len(world.streams)
 
     def add(self, act: Callable[[], None], is_ready: Callable[[], bool] = lambda: True) -> None:
+        self.world.call()
         if self.captured is None:
             self.queue.append(Work(act, is_ready))
         else:
@@ -182,9 +206,11 @@ class GraphBuilder:
     def begin_building(self, mode: str) -> "GraphBuilder":
         assert mode == "thread_local"  # other threads go on with other streams
         self.stream.captured = []
+        self.stream.world.capturing.add(threading.get_ident())
         return self
 
     def end_building(self) -> "GraphBuilder":
+        self.close()
         return self
 
     def complete(self) -> Graph:
@@ -192,20 +218,26 @@ class GraphBuilder:
         self.stream.world.captures += 1
         return Graph(self.stream.captured)
 
+    def close(self) -> None:
+        self.stream.world.capturing.discard(threading.get_ident())
+
 
 def cuda_core(world: World) -> ModuleType:
     """The module `cuda.core` of this GPU."""
     device = SimpleNamespace(
-        set_current=lambda: None,
+        set_current=lambda: world.current.add(threading.get_ident()),
         create_stream=lambda: Stream(world),
         create_event=lambda options: Event(world, options),
         create_graph_builder=lambda: GraphBuilder(world),
-        allocate=lambda size, *, stream: world.take(size),
     )
     module = ModuleType("cuda.core")
     vars(module).update(
         Device=lambda number: device,
         EventOptions=lambda **options: SimpleNamespace(**options),
+        DeviceMemoryResource=lambda number, options: SimpleNamespace(
+            allocate=lambda size, *, stream: world.take(size, stream), close=lambda: None
+        ),
+        DeviceMemoryResourceOptions=SimpleNamespace,
         LegacyPinnedMemoryResource=lambda: SimpleNamespace(allocate=world.take),
         LEGACY_DEFAULT_STREAM=Stream(world),
         PER_THREAD_DEFAULT_STREAM=Stream(world),
@@ -227,6 +259,7 @@ class Context:
         engine.world.contexts += 1
 
     def set_device_memory(self, place: int, size: int) -> None:
+        assert place % ALIGNED == 0
         assert size >= self.engine.device_memory_size_v2
         self.scratch = place
         self.changes += 1
@@ -240,13 +273,16 @@ class Context:
 
     def set_tensor_address(self, name: str, place: int) -> bool:
         assert name in ("noisy", "denoised")
+        if place % 256:
+            self.engine.log("ERROR", "an address off 256 bytes")
+            return False
         self.places[name] = place
         self.changes += 1
         return True
 
     def execute_async_v3(self, handle: int) -> bool:
         engine, world = self.engine, self.engine.world
-        if engine.fails:
+        if engine.fails or (engine.fails_in_captures and world.streams[handle - 1].captured is not None):
             engine.log("ERROR", "an illegal instruction")
             return False
         source, target, changes = self.places["noisy"], self.places["denoised"], self.changes
@@ -255,13 +291,15 @@ class Context:
         is_capture = stream.captured is not None
         mark = world.chance.randrange(256)
 
+        scratch = engine.device_memory_size_v2
+
         def begin() -> None:
             assert not is_capture or changes == self.changes, "the context was changed after the capture"
-            world.at(self.scratch, SCRATCH)[:] = mark
+            world.at(self.scratch, scratch)[:] = mark
             self.seen = world.at(source, size).copy()
 
         def end() -> None:
-            assert (world.at(self.scratch, SCRATCH) == mark).all(), "another context wrote into the scratch memory"
+            assert (world.at(self.scratch, scratch) == mark).all(), "another context wrote into the scratch memory"
             image = self.seen.view(engine.dtype).reshape(self.shape)
             result = np.ascontiguousarray(engine.network(image), engine.dtype)
             world.at(target, size)[:] = result.reshape(-1).view(np.uint8)
@@ -274,8 +312,6 @@ class Context:
 class CudaEngine:
     """An ICudaEngine."""
 
-    device_memory_size_v2 = SCRATCH
-
     def __init__(
         self, world: World, sidecar: dict[str, Any], network: Network, log: Callable[[str, str], None]
     ) -> None:
@@ -283,7 +319,14 @@ class CudaEngine:
         (tensor,) = sidecar["inputs"]
         self.dtype = np.dtype(tensor["type"])
         self.shapes = tensor["min"], tensor["max"]
-        self.fails = False
+        self.device_memory_size_v2 = sidecar["activation_bytes"]
+        self.fails = self.fails_in_captures = False
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name={"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}[self.dtype.name])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(low if low == high else -1 for low, high in zip(*self.shapes, strict=True))
 
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(strategy=None, cache=None)
@@ -339,7 +382,15 @@ def library(world: World, network: Network, *, version: str = VERSION) -> Module
             return engine
 
     registry = SimpleNamespace(loaded=[])
-    registry.load_library = lambda path: registry.loaded.append(path) or object()
+
+    def load_library(path: str) -> object | None:
+        if registry.loaded:
+            return None  # its plugins are known
+        registry.loaded.append(path)
+        return object()
+
+    registry.load_library = load_library
+    registry.get_creator = lambda *_: object() if registry.loaded else None
     vars(module).update(
         __version__=version,
         ILogger=ILogger,
@@ -367,7 +418,7 @@ def machine(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cuda.core", cuda_core(world))
         patch.setitem(sys.modules, backend, module)
-        patch.setattr("runtime.engines.plan_file.gpu", lambda: gpu)
+        patch.setattr("runtime.engines.plan_file.gpu", lambda number: gpu)
         tensorrt_library.logger.cache_clear()
         yield module
     tensorrt_library.logger.cache_clear()
@@ -399,7 +450,7 @@ def write_plan(
         "gpu": None,
         "plugin": None,
         "kernels_sha256": None,
-        "activation_bytes": SCRATCH,
+        "activation_bytes": SCRATCH + 1000 * max(most),
         "onnx": {"file": "sadnet.onnx", "sha256": "0" * 64},
         "model": {"weights_sha256": "1" * 64},
         "created": "2026-11-22T00:00:00Z",

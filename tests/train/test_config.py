@@ -13,6 +13,7 @@ from train.config import OptimizerConfig, TrainConfig, from_dict, load, override
 
 CONFIGS = Path(__file__).parents[2] / "train/configs"
 BLIND, PAPER = CONFIGS / "blind_color.toml", CONFIGS / "paper_color_sigma50.toml"
+REAL, FINETUNE = CONFIGS / "real.toml", CONFIGS / "real_finetune.toml"
 
 
 def test_the_blind_configuration_is_what_the_bundled_model_is_trained_with() -> None:
@@ -31,6 +32,28 @@ def test_the_papers_configuration_is_the_papers_recipe() -> None:
     assert (o.beta1, o.beta2, o.eps, o.weight_decay) == (0.9, 0.999, 1e-8, 0)
     assert (config.noise.sigma_min, config.noise.sigma_max) == (50, 50)
     assert [o.rate(step) for step in (0, 199_999, 200_000, 399_999)] == [1e-4, 1e-4, 5e-5, 5e-5]
+
+
+def test_real_photos_train_with_l1_and_are_validated_on_polyus_scenes() -> None:
+    for path in (REAL, FINETUNE):
+        config = load(path)
+        assert config.optimizer.loss == "l1"
+        assert Path(config.data.holdout).name == "polyu_validation.txt"
+    real, finetune = load(REAL), load(FINETUNE)
+    assert real.camera.share == 1
+    assert real.optimizer.rate(100_000) == real.optimizer.lr
+    assert finetune.optimizer.rate(19_999) == pytest.approx(0.01 * finetune.optimizer.lr)
+
+
+def test_camera_noise_is_off_unless_a_configuration_asks_for_it() -> None:
+    for path in (BLIND, PAPER):
+        assert load(path).camera.share == 0
+
+
+def test_a_checkpoint_of_before_there_were_cameras_and_pairs_loads() -> None:
+    values = load(BLIND).as_dict()
+    del values["camera"], values["data"]["pair_share"]
+    assert from_dict(values, "old checkpoint") == load(BLIND)
 
 
 def test_overrides_are_read_as_toml_or_as_bare_text() -> None:
@@ -82,6 +105,17 @@ def test_overriding_leaves_the_original_alone() -> None:
         (["noise.sigma_max=1000"], "sigma_max <= 255"),
         (["noise.sigma_min=-1"], "sigma_min"),
         (["noise.sigma_min=50", "noise.sigma_max=10"], "sigma_min"),
+        (["data.pair_share=1.5"], "data.pair_share: expected a share from 0 to 1"),
+        (["camera.share=-0.1"], "camera.share: expected a share from 0 to 1"),
+        (["camera.tone=2"], "camera.tone: expected a share from 0 to 1"),
+        (["camera.shot=[0.0, 0.1]"], "camera.shot: expected [least, most]"),
+        (["camera.shot=[0.1, 0.01]"], "camera.shot: expected [least, most]"),
+        (["camera.red_gain=2.0"], "camera.red_gain: expected [least, most]"),
+        (["camera.saturation=[0.1, 0.2, 0.3]"], "camera.saturation: expected [least, most]"),
+        (["camera.chroma_blur=[0, 9]"], "camera.chroma_blur: expected [least, most] from 0 to 3"),
+        (["camera.quality=[0, 90]"], "camera.quality: expected [least, most] from 1 to 100"),
+        (["camera.quality=[60.5, 90]"], "camera.quality"),
+        (["camera.share=0.5", "model.channels=1"], "expected 0 for a gray network"),
         (["run.validation_sigmas=[1000]"], "0..255"),
         (["run.validation_sigmas=[]"], "validation_sigmas"),
         (["run.validation_crop=-5"], "run.validation_crop"),
@@ -120,7 +154,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             load(path)
 
 
-@pytest.mark.parametrize("path", [BLIND, PAPER])
+@pytest.mark.parametrize("path", [BLIND, PAPER, REAL, FINETUNE])
 def test_a_configuration_survives_a_checkpoint(path: Path, tmp_path: Path) -> None:
     config = load(path, ["run.validation_sigmas=[1.5, 2]", 'data.folders=["x"]'])
     torch.save({"config": config.as_dict()}, tmp_path / "c.pt")

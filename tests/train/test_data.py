@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 
 from common import images
 from common.errors import InputError, OutputError, SadnetError
-from train import data
-from train.config import DataConfig, NoiseConfig
-from train.data import Bank, Draw, Sampler, find_images, open_bank, split
+from train import examples
+from train.camera import add_camera_noise
+from train.config import CameraConfig, DataConfig, NoiseConfig
+from train.data import Bank, Draw, Sampler, open_bank, split
+from train.datasets import find
+from train.examples import Example, photo
+from train.noise import add_gaussian
 
 Pixels = NDArray[Any]
 
@@ -44,12 +48,16 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+def photos_in(folder: Path) -> list[Example]:
+    return [example for part in find(str(folder)) for example in part.examples]
+
+
 def by_name(bank: Bank) -> dict[str, Pixels]:
     return {name: bank[i] for i, name in enumerate(bank.names)}
 
 
 def test_images_of_every_mode_become_8_bit_rgb(folder: Path, tmp_path: Path) -> None:
-    paths = find_images([folder])
+    paths = photos_in(folder)
     reports: list[tuple[int, int]] = []
     bank = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank", report=lambda *r: reports.append(r))
     found = by_name(bank)
@@ -66,7 +74,9 @@ def test_images_of_every_mode_become_8_bit_rgb(folder: Path, tmp_path: Path) -> 
 
 
 def test_gray_banks_hold_one_channel(folder: Path, tmp_path: Path) -> None:
-    bank = open_bank([folder / "gray.png", folder / "rgb.png"], channels=1, least=8, cache=tmp_path / "bank")
+    bank = open_bank(
+        [photo(folder / "gray.png"), photo(folder / "rgb.png")], channels=1, least=8, cache=tmp_path / "bank"
+    )
     assert bank.shapes == ((17, 19, 1), (20, 30, 1))
     assert np.array_equal(bank[0][..., 0], noise(17, 19, seed=1))
     luma = noise(20, 30, 3)[..., ::-1] @ [0.299, 0.587, 0.114]
@@ -76,32 +86,32 @@ def test_gray_banks_hold_one_channel(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
 def test_images_of_a_single_row_are_extended_too(tmp_path: Path, size: tuple[int, int]) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), noise(*size, 3))
-    bank = open_bank([tmp_path / "a.png"], channels=3, least=16, cache=tmp_path / "bank")
+    bank = open_bank([photo(tmp_path / "a.png")], channels=3, least=16, cache=tmp_path / "bank")
     assert bank.shapes[0] == (max(16, size[0]), max(16, size[1]), 3)
 
 
 def test_a_bank_is_decoded_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = find_images([folder])
+    paths = photos_in(folder)
     first = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank")
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_picture", lambda path: pytest.fail(f"{path} was decoded again"))
+        patch.setattr(examples, "read_picture", lambda path: pytest.fail(f"{path} was decoded again"))
         again = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank")
     assert again.names == first.names
     assert np.array_equal(again.pixels, first.pixels)
 
 
 def test_a_bank_is_made_anew_where_anything_differs(folder: Path, tmp_path: Path) -> None:
-    def opened(least: int = 16, channels: int = 3, paths: list[Path] | None = None) -> int:
-        open_bank(paths or find_images([folder]), channels=channels, least=least, cache=tmp_path / "bank")
+    def opened(least: int = 16, channels: int = 3, paths: list[Example] | None = None) -> int:
+        open_bank(paths or photos_in(folder), channels=channels, least=least, cache=tmp_path / "bank")
         return len(list((tmp_path / "bank").glob("*.u8")))
 
     assert opened() == 1
     assert opened(least=24) == 2
     assert opened(channels=1) == 3
-    assert opened(paths=find_images([folder])[1:]) == 4
+    assert opened(paths=photos_in(folder)[1:]) == 4
     cv2.imwrite(str(folder / "rgb.png"), noise(20, 30, 3, seed=9))
     assert opened() == 5
-    bank = open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+    bank = open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
     assert np.array_equal(by_name(bank)["rgb.png"], noise(20, 30, 3, seed=9)[..., ::-1])
 
 
@@ -117,44 +127,61 @@ def test_an_interrupted_decoding_leaves_nothing_behind(
             raise fault
         return images.read_picture(path)
 
-    monkeypatch.setattr(data, "read_picture", fail_at_the_third)
+    monkeypatch.setattr(examples, "read_picture", fail_at_the_third)
     expected = OutputError if isinstance(fault, OSError) else type(fault)
     with pytest.raises(expected):
-        open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+        open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
     assert os.listdir(tmp_path / "bank") == []  # noqa: PTH208 (hidden files count)
 
 
 def test_a_bank_that_lost_pixels_says_so(folder: Path, tmp_path: Path) -> None:
-    open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+    open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
     for file in (tmp_path / "bank").glob("*.u8"):
         os.truncate(file, 100)
     with pytest.raises(SadnetError, match=r"delete .*bank to rebuild"):
-        open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
-
-
-def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.png").write_text("x")
-    for place, message in (("empty", "found none"), ("none", "found nothing"), ("file.png", "found a file")):
-        with pytest.raises(InputError, match=message):
-            find_images([tmp_path / place])
-    with pytest.raises(InputError, match="--data"):
-        find_images([])
+        open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
 
 
 def test_a_text_file_named_png_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (folder / "fake.png").write_text("this is no image")
     with pytest.raises(InputError, match=r"fake\.png"):
-        open_bank(find_images([folder]), channels=3, least=16, cache=tmp_path / "bank")
+        open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
+
+
+def pair(folder: Path, name: str, noisy: Pixels, clean: Pixels) -> Example:
+    for kind, pixels in (("noisy", noisy), ("clean", clean)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(folder / kind / name), pixels)
+    return Example((folder / "clean" / name,), folder / "noisy" / name, scene=name)
+
+
+def test_a_bank_holds_a_pair_as_the_noisy_channels_before_the_clean_ones(folder: Path, tmp_path: Path) -> None:
+    noisy, clean = noise(12, 20, 3, seed=7), noise(12, 20, 3, seed=8)
+    mixed = [photo(folder / "rgb.png"), pair(tmp_path, "a.png", noisy, clean)]
+    bank = open_bank(mixed, channels=3, least=16, cache=tmp_path / "bank")
+    assert (bank.names, bank.shapes) == (("rgb.png", "a.png"), ((20, 30, 3), (16, 20, 6)))
+    assert [bank.paired(i) for i in (0, 1)] == [False, True]
+    both = np.concatenate([noisy[..., ::-1], clean[..., ::-1]], axis=2)
+    assert np.array_equal(bank[1], np.pad(both, ((0, 4), (0, 0), (0, 0)), mode="reflect"))
+    gray = open_bank(mixed[1:], channels=1, least=8, cache=tmp_path / "bank")
+    assert gray.shapes == ((12, 20, 2),)
+    assert np.abs(gray[0][..., 1] - clean[..., ::-1] @ [0.299, 0.587, 0.114]).max() <= 1
+
+
+def test_a_bank_of_pairs_is_made_anew_where_either_file_changes(tmp_path: Path) -> None:
+    example = pair(tmp_path, "a.png", noise(16, 16, 3), noise(16, 16, 3, seed=1))
+    for seed in (2, 3):
+        cv2.imwrite(str(example.clean[0]), noise(16, 16, 3, seed=seed))
+        bank = open_bank([example], channels=3, least=16, cache=tmp_path / "bank")
+        assert np.array_equal(bank[0][..., 3:], noise(16, 16, 3, seed=seed)[..., ::-1])
 
 
 def test_listed_names_are_held_out_wherever_they_lie(tmp_path: Path) -> None:
     holdout = tmp_path / "list.txt"
     holdout.write_text("b.png\nd.png\nabsent.png\n")
-    paths = [Path(p) for p in ("x/a.png", "x/b.png", "y/c.png", "y/d.png")]
-    training, validation = split(paths, holdout)
-    assert [p.name for p in training] == ["a.png", "c.png"]
-    assert [p.name for p in validation] == ["b.png", "d.png"]
+    training, validation = split([photo(Path(p)) for p in ("x/a.png", "x/b.png", "y/c.png", "y/d.png")], holdout)
+    assert [e.name for e in training] == ["a.png", "c.png"]
+    assert [e.name for e in validation] == ["b.png", "d.png"]
 
 
 @pytest.mark.parametrize(("count", "held"), [(2, 1), (20, 1), (21, 2), (400, 20), (1001, 20)])
@@ -162,20 +189,37 @@ def test_without_a_listed_name_one_in_twenty_is_held_out_and_twenty_at_most(
     tmp_path: Path, count: int, held: int
 ) -> None:
     (tmp_path / "list.txt").write_text("absent.png")
-    paths = [Path(f"{i:04}.png") for i in range(count)]
-    training, validation = split(paths, tmp_path / "list.txt")
+    photos = [photo(Path(f"{i:04}.png")) for i in range(count)]
+    training, validation = split(photos, tmp_path / "list.txt")
     assert len(validation) == held
-    assert sorted(training + validation) == paths
+    assert sorted(training + validation, key=lambda e: e.name) == photos
+
+
+def in_scene(scene: str, *numbers: int) -> list[Example]:
+    return [Example((Path(f"{scene}_{i}_mean.JPG"),), Path(f"{scene}_{i}_real.JPG"), scene) for i in numbers]
+
+
+def test_pairs_are_held_out_by_scene_and_photos_then_only_where_they_are_listed(tmp_path: Path) -> None:
+    holdout = tmp_path / "list.txt"
+    holdout.write_text("desk\nlisted.png\n")
+    photos = [photo(Path(name)) for name in ("a.png", "listed.png")]
+    desk, wall = in_scene("p/desk", 1, 2), in_scene("p/wall", 1)
+    assert split([*photos, *desk, *wall], holdout) == ([photos[0], *wall], desk)
+    holdout.write_text("absent\n")
+    training, validation = split([*photos, *desk, *wall], holdout)
+    assert (training, validation) == ([*photos, *wall], desk)  # a whole scene, not one of its pairs
+    with pytest.raises(InputError, match="at least 2 scenes"):
+        split([*photos, *desk], holdout)
 
 
 def test_too_few_images_and_a_missing_list_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.png")
     with pytest.raises(InputError, match="names every image"):
-        split([Path("a.png")], tmp_path / "list.txt")
+        split([photo(Path("a.png"))], tmp_path / "list.txt")
     with pytest.raises(InputError, match="at least 2"):
-        split([Path("b.png")], tmp_path / "list.txt")
+        split([photo(Path("b.png"))], tmp_path / "list.txt")
     with pytest.raises(InputError, match=r"none\.txt"):
-        split([Path("a.png")], tmp_path / "none.txt")
+        split([photo(Path("a.png"))], tmp_path / "none.txt")
 
 
 # --- Sampler ---------------------------------------------------------------------------------------------------------
@@ -188,9 +232,18 @@ def make_bank(*shapes: tuple[int, int]) -> Bank:
 
 @pytest.fixture
 def sampler() -> Callable[..., Sampler]:
-    def make(bank: Bank | None = None, batch: int = 4, seed: int = 0, crop: int = 16, **of_noise: Any) -> Sampler:
-        settings = DataConfig(crop=crop, batch=batch)
-        return Sampler(bank or make_bank((20, 33), (16, 40)), settings, NoiseConfig(**of_noise), seed)
+    def make(
+        bank: Bank | None = None,
+        batch: int = 4,
+        seed: int = 0,
+        crop: int = 16,
+        camera_share: float = 0.0,
+        pair_share: float = 0.5,
+        **of_noise: Any,
+    ) -> Sampler:
+        settings = DataConfig(crop=crop, batch=batch, pair_share=pair_share)
+        noise_, camera = NoiseConfig(**of_noise), CameraConfig(share=camera_share)
+        return Sampler(bank or make_bank((20, 33), (16, 40)), settings, noise_, seed, camera)
 
     return make
 
@@ -203,6 +256,20 @@ def test_a_sample_depends_on_seed_step_and_number_alone(sampler: Callable[..., S
     draws = {one.draw(step, i).noise_seed for step in range(20) for i in range(4)}
     assert len(draws) == 80
     assert sampler(seed=1).draw(3, 0) != one.draw(3, 0)
+
+
+def test_draws_and_noise_never_change_or_runs_could_not_go_on(sampler: Callable[..., Sampler]) -> None:
+    s = sampler()
+    assert [s.draw(*at) for at in ((0, 0), (3, 1), (100_000, 3))] == [
+        Draw(1, 0, 15, 4, sigma=3.073014295214602, noise_seed=152440531369162766),
+        Draw(1, 0, 0, 4, sigma=10.928257436098704, noise_seed=5645376642035551439),
+        Draw(1, 0, 7, 4, sigma=39.599906587124, noise_seed=830103223078759320),
+    ]
+    noisy, clean = s.batch(*s.crops(0))
+    again = add_gaussian(
+        clean, [s.draw(0, i).sigma for i in range(4)], [s.draw(0, i).noise_seed for i in range(4)], clip8=True
+    )
+    assert torch.equal(noisy, again)
 
 
 def test_a_crop_is_the_images_region_it_says(sampler: Callable[..., Sampler]) -> None:
@@ -259,3 +326,47 @@ def test_batches_are_noisy_as_the_configuration_says(sampler: Callable[..., Samp
         assert torch.equal(noisy * 255, (noisy * 255).round()) == clip8
         if not clip8:
             assert ((noisy - clean) * 255).std().item() == pytest.approx(30, rel=0.03)
+
+
+def mixed_bank() -> Bank:
+    """Two photos, one four times as large as the other, and a pair larger than both."""
+    shapes = ((16, 16, 3), (32, 32, 3), (48, 48, 6))
+    return Bank(("a", "b", "p"), shapes, noise(sum(h * w * c for h, w, c in shapes), seed=11))
+
+
+def test_pairs_keep_their_own_noise_and_photos_get_some(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(mixed_bank(), batch=24, sigma_min=0.0, sigma_max=0.0, camera_share=0.5)
+    draws, crops = s.crops(0)
+    noisy, clean = s.batch(draws, crops)
+    assert (noisy.shape, clean.shape) == ((24, 3, 16, 16), (24, 3, 16, 16))
+    assert {(d.image == 2, d.camera is not None) for d in draws} == {(True, False), (False, True), (False, False)}
+    for i, d in enumerate(draws):
+        region = torch.from_numpy(s.bank[d.image][d.top :, d.left :][:16, :16].copy()).permute(2, 0, 1)
+        turned = torch.rot90(region, d.transform % 4, (1, 2))
+        turned = (turned.flip(2) if d.transform >= 4 else turned).float() / 255
+        assert torch.equal(clean[i], turned[-3:])
+        if d.image == 2:
+            assert torch.equal(noisy[i], turned[:3])
+        elif d.camera is None:
+            assert torch.equal(noisy[i], clean[i])  # sigma 0
+        else:
+            assert torch.equal(noisy[i], add_camera_noise(clean[i : i + 1], [d.camera], [d.noise_seed])[0])
+            assert not torch.equal(noisy[i], clean[i])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_pairs_take_their_share_whatever_their_size(sampler: Callable[..., Sampler], share: float) -> None:
+    s = sampler(mixed_bank(), pair_share=share)
+    counts = Counter(s.draw(step, 0).image for step in range(4000))
+    shares = [counts[i] / 4000 for i in range(3)]
+    assert shares == pytest.approx([(1 - share) / 5, (1 - share) * 4 / 5, share], abs=0.03)
+
+
+def test_pairs_alone_need_no_share(sampler: Callable[..., Sampler]) -> None:
+    bank = Bank(("p",), ((16, 24, 2),), noise(16 * 24 * 2))
+    s = sampler(bank, pair_share=0.0, camera_share=1.0)
+    draws, crops = s.crops(0)
+    assert {d.camera for d in draws} == {None}
+    noisy, clean = s.batch(draws, crops)
+    assert clean.shape == (4, 1, 16, 16)
+    assert not torch.equal(noisy, clean)

@@ -1,0 +1,308 @@
+"""The published data sets, as their archives unpack: one table says where each comes from and how it lies on disk.
+
+    python train/datasets.py                                # the table
+    python train/datasets.py /data/SIDD_Medium_Srgb         # what a folder holds, and what of it is missing
+    python train/datasets.py sidd=/data/SIDD_Medium_Srgb    # the same of a data set named explicitly
+
+Training and evaluation tell which data set a folder holds by the names of its files, unless NAME=FOLDER says it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common import cli
+from common.errors import InputError
+from common.images import IMAGE_SUFFIXES
+
+with cli.needs("dev", __name__):
+    from train.examples import Example, photo
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set on disk.
+
+    `clean` and `noisy` are patterns of whole paths, in any case, that begin with the given folder's own name. A noisy
+    and a clean file belong together where the patterns' groups hold the same text. The group `scene` names what must
+    not be divided between training and validation.
+    """
+
+    name: str
+    page: str
+    """Where to download it."""
+    holds: str
+    """Its folders and files, for people."""
+    clean: str | None
+    noisy: str | None = None
+    count: int = 0
+    """Pairs or images of the whole set; 0: any number."""
+    test: bool = False
+    """Kept for testing: training refuses it."""
+
+    @property
+    def kind(self) -> str:
+        """What `count` counts."""
+        if self.clean is None:
+            return "noisy images"
+        return "pairs" if self.noisy else "images"
+
+
+_SIDD = "https://www.eecs.yorku.ca/~kamel/sidd"
+_FFDNET = "https://github.com/cszn/FFDNet/tree/master/testsets"
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
+_ANY_IMAGE = rf".*(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
+
+LAYOUTS = (
+    Layout(
+        "sidd",
+        f"{_SIDD}/dataset.php (SIDD-Medium, sRGB)",
+        "Data/0001_001_S6_00100_00060_3200_L/0001_NOISY_SRGB_010.PNG, 0001_GT_SRGB_010.PNG, ...",
+        r"(.*/\d{4}_)(?P<scene>\d{3})(_[^/]*/\d{4}_)GT(_SRGB_\d{3})\.png",
+        r"(.*/\d{4}_)(?P<scene>\d{3})(_[^/]*/\d{4}_)NOISY(_SRGB_\d{3})\.png",
+        count=320,
+    ),
+    Layout(
+        "renoir",
+        "https://ani.stat.fsu.edu/~abarbu/Renoir.html (aligned)",
+        "Mi3_Aligned, S90_Aligned, T3i_Aligned/Batch_001/*Noisy.bmp, *Reference.bmp, *full.bmp (the last two averaged)",
+        r"(?P<scene>.*/)[^/]*(?:Reference|full)\.bmp",
+        r"(?P<scene>.*/)[^/]*Noisy\.bmp",
+    ),
+    Layout(
+        "polyu",
+        "https://github.com/csjunxu/PolyU-Real-World-Noisy-Images-Dataset",
+        "CroppedImages/Canon80D_8_8_800_GO_11_real.JPG, ..._mean.JPG",
+        r"(?P<scene>.*?)(_+\d+)_mean\.jpg",
+        r"(?P<scene>.*?)(_+\d+)_real\.jpg",
+        count=100,
+    ),
+    Layout(
+        "pairs",
+        "your own photos",
+        "noisy/NAME.png, clean/NAME.png (any format, any folders below)",
+        r"(.*/)clean/(?P<scene>.*)\.\w+",
+        r"(.*/)noisy/(?P<scene>.*)\.\w+",
+    ),
+    Layout(
+        "cc",
+        "https://github.com/csjunxu/MCWNNM-ICCV2017 (Real_ccnoise_denoised_part)",
+        "d800_iso1600_1_real.png, d800_iso1600_1_mean.png",
+        r"(?P<scene>.*/(?:5dmark3|d600|d800)_iso\d+_\d)_mean\.png",
+        r"(?P<scene>.*/(?:5dmark3|d600|d800)_iso\d+_\d)_real\.png",
+        count=15,
+        test=True,
+    ),
+    Layout(
+        "nam",
+        "http://snam.ml/research/ccnoise",
+        "Nikon_D800/ISO_1600/*.mat, each with img_noisy and img_mean",
+        r"(?P<scene>.*/ISO_\d+/.*)\.mat",
+        r"(?P<scene>.*/ISO_\d+/.*)\.mat",
+        count=17,
+        test=True,
+    ),
+    Layout(
+        "sidd_validation",
+        f"{_SIDD}/benchmark.php (validation blocks, sRGB)",
+        "ValidationNoisyBlocksSrgb.mat, ValidationGtBlocksSrgb.mat: 1280 blocks each",
+        r"(?P<scene>.*/)ValidationGtBlocksSrgb\.mat",
+        r"(?P<scene>.*/)ValidationNoisyBlocksSrgb\.mat",
+        test=True,
+    ),
+    Layout(
+        "dnd",
+        "https://noise.visinf.tu-darmstadt.de/downloads/",
+        "info.mat, images_srgb/0001.mat ... 0050.mat (their clean images stay on the server: train/dnd.py)",
+        None,
+        r"(?P<scene>.*/images_srgb/\d{4})\.mat",
+        count=50,
+        test=True,
+    ),
+    Layout(
+        "div2k",
+        "https://data.vision.ee.ethz.ch/cvl/DIV2K/",
+        "DIV2K_train_HR/0001.png ... 0800.png",
+        r"(?:.*/)?DIV2K_train_HR/\d{4}\.png",
+        count=800,
+    ),
+    Layout("bsd68", f"{_FFDNET}/BSD68", "BSD68/test001.png ...", r"(?:.*/)?BSD68/test\d{3}\.png", count=68, test=True),
+    Layout("cbsd68", f"{_FFDNET}/CBSD68", "CBSD68/101085.png ...", r"(?:.*/)?CBSD68/\d+\.png", count=68, test=True),
+    Layout(
+        "kodak24",
+        f"{_FFDNET}/Kodak24 (500x500 crops); whole: https://r0k.us/graphics/kodak/",
+        "Kodak24/kodim01.png ... kodim24.png",
+        r"(?:.*/)?Kodak[^/]*/kodim\d\d\.png",
+        count=24,
+        test=True,
+    ),
+    Layout(
+        "mcmaster",
+        "https://www4.comp.polyu.edu.hk/~cslzhang/CDM_Dataset.htm",
+        "McM/1.tif ... 18.tif",
+        r"(?:.*/)?McM[^/]*/\d{1,2}\.(?:tif|png)",
+        count=18,
+        test=True,
+    ),
+    Layout("set12", f"{_FFDNET}/Set12", "Set12/01.png ... 12.png", r"(?:.*/)?Set12/\d\d\.png", count=12, test=True),
+    Layout("photos", "your own photos", "clean images in any folders", _ANY_IMAGE),
+)
+"""In the order in which they are tried: what nothing else claims is a photo."""
+PHOTOS = LAYOUTS[-1]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The part of a folder that follows one layout."""
+
+    folder: Path
+    layout: Layout
+    examples: tuple[Example, ...]
+    unpaired: tuple[str, ...] = ()
+    """What is missing beside files that are there: "a clean image for FILE"."""
+    unused: int = 0
+    """Other images in a folder of pairs: which of them are clean is not known."""
+
+    def __str__(self) -> str:
+        unused = f", {self.unused} other images not used" if self.unused else ""
+        return f"{self.folder}: {len(self.examples)} {self.layout.kind} ({self.layout.name}){unused}"
+
+    @property
+    def missing(self) -> str:
+        """What the set lacks, in a line; empty where it is whole, or of any size."""
+        if self.unpaired:
+            more = f" (and {len(self.unpaired) - 1} more)" if len(self.unpaired) > 1 else ""
+            return f"expected {self.unpaired[0]}, found none{more}"
+        if self.layout.count not in (0, len(self.examples)):
+            return (
+                f"expected the {self.layout.count} {self.layout.kind} of {self.layout.name}, found {len(self.examples)}"
+            )
+        return ""
+
+
+def parse(text: str) -> tuple[Layout | None, Path]:
+    """(layout, folder) of NAME=FOLDER or FOLDER; the layout is None where the folder's files are to tell."""
+    name, separator, folder = text.partition("=")
+    layout = next((layout for layout in LAYOUTS if separator and layout.name == name), None)
+    return layout, Path(folder if layout else text)
+
+
+def absolute(text: str) -> str:
+    """NAME=FOLDER or FOLDER with the folder's whole path."""
+    layout, folder = parse(text)
+    return f"{layout.name}={folder.resolve()}" if layout else str(folder.resolve())
+
+
+def find(text: str) -> list[Found]:
+    """What the folder of NAME=FOLDER or FOLDER holds, in the table's order.
+
+    Raises InputError where there is no such folder, nothing of what was named, or no image.
+    """
+    named, folder = parse(text)
+    rest = _files(folder)
+    found: list[Found] = []
+    for layout in (named,) if named else LAYOUTS:
+        part, used = _match(layout, folder, rest)
+        if used:
+            found.append(part)
+            rest = [path for path in rest if path not in used]
+    if not found:
+        wanted = f"{named.name} ({named.holds}, from {named.page})" if named else f"images ({_SUFFIXES})"
+        raise InputError(f"{folder}: expected {wanted}, found none")
+    if found[-1].layout is PHOTOS and any(part.layout.noisy for part in found):
+        photos = found.pop()
+        found[0] = replace(found[0], unused=len(photos.examples))
+    return found
+
+
+def examples(folders: Sequence[str]) -> tuple[list[Example], list[Found]]:
+    """All that training may use of NAME=FOLDER or FOLDER arguments: photos in the order of their paths, then pairs in
+    that of their noisy images; and where they were found.
+
+    Raises InputError for a folder without images, with incomplete pairs, or with images that are kept for testing.
+    """
+    if not folders:
+        raise InputError(f"no --data: expected folders of images ({_SUFFIXES})")
+    found = [part for folder in folders for part in find(folder)]
+    for part in found:
+        if part.layout.test:
+            raise InputError(f"{part}: this is a test set, which is never trained on: leave it out of --data")
+        if part.unpaired:
+            raise InputError(f"{part.folder}: {part.missing}: is the download of {part.layout.name} complete?")
+    unique = {e.noisy or e.clean[0]: e for part in found for e in part.examples}  # folders may lie in each other
+    return sorted(unique.values(), key=lambda e: (e.noisy is not None, e.noisy or e.clean[0])), found
+
+
+def _files(folder: Path) -> list[Path]:
+    """All images and .mat files below the folder but for hidden ones, in the order of their paths."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}")
+    suffixes = IMAGE_SUFFIXES | {".mat"}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _match(layout: Layout, folder: Path, files: Sequence[Path]) -> tuple[Found, set[Path]]:
+    """The examples of `layout` among `files`, and the files that they take; none where no noisy image is there."""
+    clean, noisy = (_keyed(pattern, folder, files) for pattern in (layout.clean, layout.noisy))
+    if layout.noisy is None:
+        photos = tuple(photo(path) for paths, _ in clean.values() for path in paths)
+        return Found(folder, layout, photos), {path for paths, _ in clean.values() for path in paths}
+    if not noisy:
+        return Found(folder, layout, ()), set()
+    pairs, unpaired = [], []
+    for key, (paths, scene) in noisy.items():
+        if layout.clean is None or key in clean:
+            of_scene = tuple(clean[key][0]) if layout.clean else ()
+            pairs += [Example(of_scene, path, scene) for path in paths]
+        else:
+            unpaired += [f"a clean image for {path}" for path in paths]
+    unpaired += [f"a noisy image for {path}" for key, (paths, _) in clean.items() if key not in noisy for path in paths]
+    used = {path for group in (clean, noisy) for paths, _ in group.values() for path in paths}
+    return Found(folder, layout, tuple(pairs), tuple(unpaired)), used
+
+
+def _keyed(pattern: str | None, folder: Path, files: Sequence[Path]) -> dict[str, tuple[list[Path], str]]:
+    """Key -> (files with it, their scene). The key is the text of the pattern's groups, or the path without any."""
+    keyed: dict[str, tuple[list[Path], str]] = {}
+    compiled = re.compile(pattern or r"(?!)", re.IGNORECASE)
+    name = folder.resolve().name
+    for path in files:
+        if match := compiled.fullmatch(f"{name}/{path.relative_to(folder).as_posix()}"):
+            groups = match.groups()
+            key = "".join(groups).lower() if groups else str(path)
+            keyed.setdefault(key, ([], match["scene"] if groups else ""))[0].append(path)
+    return keyed
+
+
+app = cli.application("What data sets there are, and what folders hold of them.")
+
+
+@app.command()
+def main(
+    folders: Annotated[list[str] | None, typer.Argument(help="FOLDER or NAME=FOLDER; without any: the table")] = None,
+) -> None:
+    """Print one line for each data set found, and what it lacks; exit with 1 where something is missing."""
+    if not folders:
+        for layout in LAYOUTS:
+            size = f"{layout.count or 'any number of'} {layout.kind}{', for testing' if layout.test else ''}"
+            print(f"{layout.name}: {size}", layout.holds, layout.page, sep="\n    ")
+        return
+    missing = False
+    for part in (part for folder in folders for part in find(folder)):
+        missing |= bool(part.missing)
+        whole = ": complete" if part.layout.count else ""
+        print(f"{part}: {part.missing}; get it from {part.layout.page}" if part.missing else f"{part}{whole}")
+    if missing:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(app)
