@@ -186,7 +186,7 @@ def main(
     for table in (table for table in (white, real) if table.row_count):
         Console().print(table)
     if json_ is not None:
-        result = {"engine": str(engine), "sha256": sha256(engine), "runs_on": runs_on, "rows": rows}
+        result = {"engine": str(engine), "sha256": _sha256(engine), "runs_on": runs_on, "rows": rows}
         write_whole(json_, json.dumps(_finite(result), indent=1) + "\n", overwrite=overwrite)
 
 
@@ -197,6 +197,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sha256(engine: Path) -> str | dict[str, str]:
+    """Of the model file; of each plan in a folder of them."""
+    return {plan.name: sha256(plan) for plan in sorted(engine.glob("*.plan"))} if engine.is_dir() else sha256(engine)
 
 
 if __name__ == "__main__":

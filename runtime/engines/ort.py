@@ -27,7 +27,7 @@ class OrtEngine(Engine):
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         self.path = Path(path)
-        ort = _onnxruntime()
+        ort = load_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its errors are raised as exceptions too, and told once
         options.intra_op_num_threads = threads or 0
@@ -66,7 +66,7 @@ class OrtEngine(Engine):
         seconds = []
         with self._told(images):
             binding = self._session.io_binding()
-            given = _onnxruntime().OrtValue.ortvalue_from_numpy(images, self._device, 0)
+            given = load_onnxruntime().OrtValue.ortvalue_from_numpy(images, self._device, 0)
             binding.bind_ortvalue_input(self._input, given)
             binding.bind_output(self._session.get_outputs()[0].name, self._device, 0)
             for _ in range(WARM_UP + repeat):
@@ -128,7 +128,8 @@ def _describe(values: list[Any]) -> str:
     return " and ".join(f"{'x'.join(map(str, value.shape))} {value.type}" for value in values) or "nothing"
 
 
-def _onnxruntime() -> Any:
+def load_onnxruntime() -> Any:
+    """The package. Raises DependencyError where it is missing, does not load, or is installed twice."""
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         raise DependencyError(
             "expected one of onnxruntime and onnxruntime-gpu, found both, which overwrite each other's files: "
