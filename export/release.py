@@ -2,9 +2,11 @@
 
     python export/release.py runs/blind_color-decay20000 --name blind_color --test Kodak24 CBSD68 \
         --training-data "BSDS500 train and test, 380 images, non-commercial research"
+    python export/release.py runs/real --name real_color --test CC --training-data "..."
 
 Writes assets/NAME.safetensors (fp16), assets/NAME.onnx (fp32, images float32, parity checked) and assets/NAME.json,
-the card. The test sets are for released models only: a run chooses its weights on its held-out images.
+the card. The test sets, clean images or pairs, are for released models only: a run chooses its weights on its held-out
+images.
 """
 
 import contextlib
@@ -23,7 +25,17 @@ from common.files import sha256, whole_file
 with cli.needs("dev", __name__):
     from export.parity import ASSETS
     from export.to_onnx import Io, Precision, write_onnx
-    from train.evaluate import Protocol, check_sigmas, clean_images, evaluate, open_denoiser
+    from train.datasets import parse
+    from train.evaluate import (
+        Protocol,
+        check_sigmas,
+        clean_images,
+        evaluate,
+        evaluate_pairs,
+        open_denoiser,
+        pairs_of,
+    )
+    from train.examples import read
     from train.loop import CARD, WEIGHTS
     from train.weights import load_weights, save_weights
 
@@ -37,8 +49,8 @@ def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run of train/run.py")],
     name: Annotated[str, typer.Option(help="of the model's files in assets/")],
     training_data: Annotated[str, typer.Option(help="the sets, their size and their terms, for the card")],
-    test: Annotated[list[Path], typer.Option(help="folders of clean test images (one or more)")],
-    sigma: Annotated[list[float] | None, typer.Option(help="noise levels of the test (one or more)")] = None,
+    test: Annotated[list[str], typer.Option(help="folders of clean test images or of pairs (one or more)")],
+    sigma: Annotated[list[float] | None, typer.Option(help="noise levels for clean images (one or more)")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that is there")] = False,
 ) -> None:
     """Copy the run's best weights, export them, score them and write the card; all three files appear at the end."""
@@ -53,7 +65,8 @@ def main(
     paths = {kind: ASSETS / f"{name}.{kind}" for kind in ("safetensors", "onnx", "json")}
     if not overwrite and any(path.exists() for path in paths.values()):
         raise InputError(f"{ASSETS / name}.*: expected no such model, found one: pass --overwrite to replace it")
-    sets = [(folder.name, clean_images(folder)) for folder in test]
+    pairs = {text: found for text in test if (found := pairs_of(text))}
+    sets = {text: clean_images(parse(text)[1]) for text in test if text not in pairs}
 
     with contextlib.ExitStack() as stack:
         weights, onnx_file, card_file = (
@@ -64,11 +77,14 @@ def main(
         scores = []
         with open_denoiser(onnx_file) as denoiser:
             scored_on = denoiser.engine.name
-            for folder, images in sets:
-                for level in levels:
-                    row = evaluate(denoiser, images, level, Protocol.CLIP8)
-                    scores.append({"set": folder, "images": len(images), "sigma": level, "protocol": row["protocol"]})
-                    scores[-1] |= {"psnr": round(row["psnr"], 3), "ssim": round(row["ssim"], 4)}
+            for text in test:
+                rows = (
+                    [evaluate_pairs(denoiser, (image for example in pairs[text] for image in read(example)))]
+                    if text in pairs
+                    else (evaluate(denoiser, sets[text], level, Protocol.CLIP8) for level in levels)
+                )
+                for row in rows:
+                    scores.append(_score(parse(text)[1].name, row))
                     print(json.dumps(scores[-1]), flush=True)
         card = {
             "name": name,
@@ -83,6 +99,13 @@ def main(
         }
         card_file.write_text(json.dumps(card, indent=1) + "\n")
     print(f"wrote {', '.join(str(path) for path in paths.values())}")
+
+
+def _score(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `train/evaluate.py` as the card holds it."""
+    score = {"set": name, "images": len(row["images"])} | {key: row[key] for key in ("sigma", "protocol") if key in row}
+    digits = {"psnr": 3, "ssim": 4, "noisy_psnr": 3, "noisy_ssim": 4}
+    return score | {key: round(row[key], places) for key, places in digits.items() if key in row}
 
 
 def _commit() -> str:

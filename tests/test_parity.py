@@ -97,7 +97,7 @@ def check(engine: Engine, case: Case) -> None:
     noisy, clean = photos(case)
     found, wanted = Denoiser(engine).denoise(noisy), expected(case)
     if engine.io == "uint8":  # its images' own rounding is no difference
-        wanted = np.rint(wanted * 255) / np.float32(255)
+        wanted = np.rint(wanted * np.float32(255)) / np.float32(255)
     difference = np.abs(found - wanted)
     change = psnr(found, clean) - psnr(wanted, clean)
     print(f"{engine.name} {case}: max {difference.max():.2e} mean {difference.mean():.2e} PSNR {change:+.4f} dB")

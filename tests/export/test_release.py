@@ -39,26 +39,39 @@ def test_set(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    folder = tmp_path / "Pairs"
+    for seed, kind in enumerate(("noisy", "clean")):
+        (folder / kind).mkdir(parents=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (24, 17, 3), np.uint8)
+        cv2.imwrite(str(folder / kind / "a.png"), pixels)
+    return folder
+
+
 def test_release_writes_weights_onnx_file_and_card(
-    run: Path, test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, test_set: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(release, "ASSETS", tmp_path)
-    release.main(run, "small", "two noise pictures", [test_set], sigma=[25.0])
+    release.main(run, "small", "two noise pictures", [str(test_set), str(pairs)], sigma=[25.0])
     assert (tmp_path / "small.safetensors").read_bytes() == (run / "weights.safetensors").read_bytes()
     card = json.loads((tmp_path / "small.json").read_text())
     assert card["sha256"] == {f"small.{kind}": sha256(tmp_path / f"small.{kind}") for kind in ("safetensors", "onnx")}
     assert card["trained"]["config"]["data"]["folders"] == ["photos"]  # not where they lay
-    assert [(s["set"], s["images"], s["sigma"], s["protocol"]) for s in card["scores"]] == [("Set2", 2, 25.0, "clip8")]
+    white, real = card["scores"]
+    assert (white["set"], white["images"], white["sigma"], white["protocol"]) == ("Set2", 2, 25.0, "clip8")
+    assert (real["set"], real["images"], real["protocol"]) == ("Pairs", 1, "pairs")
+    assert 0 < real["noisy_psnr"] < 20
     with Denoiser(tmp_path / "small.onnx") as denoiser, torch.inference_mode():
         x = np.random.default_rng(1).random((8, 16, 3), dtype=np.float32)
         expected = load_weights(tmp_path / "small.safetensors")(torch.from_numpy(x.transpose(2, 0, 1)[None].copy()))
         assert np.abs(denoiser.denoise(x) - expected[0].numpy().transpose(1, 2, 0).clip(0, 1)).max() < 1e-5
     with pytest.raises(InputError, match="--overwrite"):
-        release.main(run, "small", "two noise pictures", [test_set])
+        release.main(run, "small", "two noise pictures", [str(test_set)])
 
 
 def test_a_run_without_weights_is_refused(test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "ASSETS", tmp_path)
     with pytest.raises(ModelError, match=r"expected a run with weights\.safetensors"):
-        release.main(tmp_path, "small", "none", [test_set])
+        release.main(tmp_path, "small", "none", [str(test_set)])
     assert not (tmp_path / "small.onnx").exists()
