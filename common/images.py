@@ -1,14 +1,13 @@
 """Picture files: reading them whole or not at all, and writing what was read.
 
 Everything goes through bytes in memory: OpenCV's `imread` returns a picture for a JPEG that is cut off in the middle,
-its `imdecode` does not. What OpenCV gets wrong without a word about TIFF is refused, or mended, in `common.tiff`.
+its `imdecode` does not. What OpenCV gets wrong without a word about TIFF is refused, or mended, in `common.tiff`;
+metadata is `common.metadata`'s. Calls from several threads run beside each other.
 """
 
-import contextlib
 import os
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,33 +15,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from common.chatter import quiet_stderr
+from common.containers import FORMATS, animated, format_of, header_of
+from common.directories import DamagedError
 from common.errors import InputError, OutputError
 from common.files import write_whole
-from common.tiff import TruncatedTiffError, mend_tiff, upright
+from common.metadata import Metadata, orientation, png_chunk, put_metadata, read_metadata, storable
+from common.tiff import TruncatedTiffError, exif_fits, mend_tiff, put_tags, upright
 
-Metadata = tuple[tuple[int, bytes], ...]
 PathLike = str | os.PathLike[str]
 
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WebP",
-    ".bmp": "BMP",
-}
-_NAMES = "JPEG, PNG, TIFF, WebP or BMP"
-_METADATA_NAMES = {
-    cv2.IMAGE_METADATA_EXIF: "EXIF",
-    cv2.IMAGE_METADATA_XMP: "XMP",
-    cv2.IMAGE_METADATA_ICCP: "ICC",
-    cv2.IMAGE_METADATA_CICP: "CICP",
-}
-_TIFF_METADATA = {700: cv2.IMAGE_METADATA_XMP, 34675: cv2.IMAGE_METADATA_ICCP}
-
-IMAGE_SUFFIXES = frozenset(_FORMATS)
+IMAGE_SUFFIXES = frozenset(FORMATS)
 """Lower-case file name endings, with the dot, that are read and written."""
+
+MOST_PIXELS = 2**30
+"""OpenCV's own limit."""
+_MOST_SIDE = 2**20
+_MOST_SCANS = 100
+"""Of a progressive JPEG: each costs a pass over all pixels, and takes as little as 30 bytes of the file."""
+_NAMES = "JPEG, PNG, TIFF, WebP or BMP"
+_QUALITY = {"JPEG": cv2.IMWRITE_JPEG_QUALITY, "WebP": cv2.IMWRITE_WEBP_QUALITY}
 
 
 @dataclass(frozen=True)
@@ -53,94 +45,142 @@ class Picture:
     """(H, W) gray or (H, W, 3) RGB."""
     alpha: NDArray[Any] | None = None
     """(H, W), 0 is transparent; None where the file has none."""
-    metadata: Metadata = ()
-    """(cv2.IMAGE_METADATA_*, chunk) pairs. Pixels lie as stored: an EXIF orientation in here is still to be applied,
-    by whoever shows the picture. (A TIFF's orientation is applied, because it is not part of its metadata.)"""
+    metadata: Metadata = field(default_factory=dict)
+    """Pixels lie as stored: an EXIF orientation in here is still to be applied, by whoever shows the picture. (A TIFF's
+    is applied, and not in here.)"""
+    premultiplied: bool = False
+    """`pixels` have been multiplied by `alpha`, as in TIFF files with an associated one."""
 
 
-def read_picture(path: PathLike) -> Picture:
+def read_picture(path: PathLike, *, most_pixels: int = MOST_PIXELS) -> Picture:
     """Read a JPEG, PNG, TIFF, WebP or BMP file, whatever its name says.
 
-    Raises InputError where the file is missing, unreadable, cut off, no picture, an animation, or of a kind that
-    is neither 8- nor 16-bit gray or RGB.
+    Raises InputError where the file is missing, unreadable, cut off, no picture, an animation, larger than
+    `most_pixels`, or of a kind that is neither 8- nor 16-bit gray or RGB.
     """
+    return decode_picture(read_file(path, most_pixels=most_pixels), str(path), most_pixels=most_pixels)
+
+
+def read_file(path: PathLike, *, most_pixels: int = MOST_PIXELS) -> bytes:
+    """The bytes of a picture file; of another kind of file, the first few. Raises InputError where there are none, or
+    far more than pictures of `most_pixels` have."""
     path = Path(path)
-    data, name = _read_bytes(path), str(path)
-    kind, orientation, chunks = _format(data), 1, ()  # type: str | None, int, Metadata
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: expected an image file, found a folder")
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise InputError(f"{path}: expected an image file, found a device or pipe")
+        with open(path, "rb") as file:
+            data = file.read(32)
+            if format_of(data):  # else a file of any size need not be read
+                most = 2**26 + 16 * most_pixels  # twice what they take uncompressed
+                if (size := os.fstat(file.fileno()).st_size) > most:
+                    raise InputError(f"{path}: expected at most {most >> 20} MB, found {size >> 20} MB")
+                file.seek(0)
+                data = file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected an image file, found nothing of that name") from None
+    except OSError as error:
+        raise InputError(f"{path}: expected an image file, cannot read it: {error.strerror}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: expected a file that fits into memory, found a larger one") from error
+    if not data:
+        raise InputError(f"{path}: expected an image ({_NAMES}), found an empty file")
+    return data
+
+
+def decoded_size(data: bytes) -> int:
+    """Bytes of the pixels and alpha in a picture file, at most; 0 where it does not state its size."""
+    kind = format_of(data)
+    header = header_of(kind, data) if kind else None
+    return 4 * header.depth * header.width * header.height if header else 0
+
+
+def decode_picture(data: bytes, name: str, *, most_pixels: int = MOST_PIXELS) -> Picture:
+    """A picture of a file's bytes; see `read_picture`. `name` is for what is raised."""
+    kind = format_of(data)
     if kind is None:
         raise InputError(f"{name}: expected an image ({_NAMES}), found a file of another kind")
+    _check_header(kind, data, name, most_pixels)
+    turned, premultiplied = 1, False
     if kind == "TIFF":
         try:
-            data, orientation, tags = mend_tiff(data, name)
+            mended = mend_tiff(data, name)
         except TruncatedTiffError:
             _undecodable(name, kind)
-        chunks = tuple((_TIFF_METADATA[code], chunk) for code, chunk in tags.items())
-    elif _animated(kind, data):
+        data, turned, premultiplied, metadata = mended.data, mended.orientation, mended.premultiplied, mended.metadata
+    elif animated(kind, data):
         raise InputError(f"{name}: expected a still picture, found an animated {kind}")
+    else:
+        metadata = read_metadata(kind, data)
     try:
-        with _without_chatter():
+        with quiet_stderr():
             # Read-only bytes do for OpenCV, which never writes to what it decodes.
-            decoded, types, blobs = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        if "MAX_IMAGE" in str(error):
-            raise InputError(
-                f"{name}: expected at most 2^30 pixels and 2^20 a side, found more: scale it down"
-            ) from error
+        if error.code == cv2.Error.StsNoMem:
+            raise InputError(f"{name}: expected a picture that fits into memory, found a larger one") from error
         raise InputError(f"{name}: expected an image ({_NAMES}), found a damaged {kind} file ({error.err})") from error
     if decoded is None:
         _undecodable(name, kind)
     if decoded.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name}: expected 8- or 16-bit samples, found {decoded.dtype}: save it as a 16-bit file")
     gray = kind == "PNG" and data[25] in (0, 4)  # OpenCV turns gray with alpha into colour
-    pixels, alpha = _split(upright(decoded, orientation), gray)
-    chunks += tuple((int(type_), blob.tobytes()) for type_, blob in zip(types, blobs, strict=True))
-    return Picture(pixels, alpha, tuple(chunk for chunk in chunks if not _describes_cmyk(*chunk)))
+    pixels, alpha = _split(upright(decoded, turned), gray)
+    return Picture(pixels, alpha, metadata, premultiplied)
 
 
 def rgb8(picture: Picture) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB: gray is repeated, 16 bits are rounded to 8, alpha is dropped."""
-    pixels = picture.pixels
-    if pixels.dtype == np.uint16:
-        pixels = (pixels.astype(np.uint32) + 128) // 257  # 65535 = 257 * 255
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    return pixels.astype(np.uint8)
+    pixels = _rounded(picture.pixels)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def eight_bits(picture: Picture) -> Picture:
+    """The picture with 16-bit pixels and alpha rounded to 8 bits."""
+    alpha = None if picture.alpha is None else _rounded(picture.alpha)
+    return replace(picture, pixels=_rounded(picture.pixels), alpha=alpha)
 
 
 def encode_picture(picture: Picture, suffix: str, quality: int = 95) -> tuple[bytes, tuple[str, ...]]:
     """Encode for a file name ending such as ".png"; `quality`, 1 to 100, is that of JPEG and WebP.
 
-    Returns the file's bytes and the names of the metadata ("EXIF", "ICC", ...) which they do not hold.
-    Raises OutputError where the format cannot hold the picture's depth, alpha or size.
+    Returns the file's bytes and the names of the metadata ("EXIF", "ICC", ...) which they do not hold; where the
+    orientation is lost with them, the pixels are turned upright. Raises OutputError where the format cannot hold the
+    picture's depth, alpha or size.
     """
     check_encodable(suffix, picture.pixels.dtype, picture.alpha is not None)
-    kind = _FORMATS[suffix.lower()]
-    image = picture.pixels
-    if picture.alpha is not None:
-        colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-        image = np.dstack([colour[..., ::-1], picture.alpha])
-    elif image.ndim == 3:
-        image = image[..., ::-1]
-    flags = {"JPEG": cv2.IMWRITE_JPEG_QUALITY, "WebP": cv2.IMWRITE_WEBP_QUALITY}
-    parameters = [flags[kind], quality] if kind in flags else []
-    wanted = picture.metadata if kind in ("JPEG", "PNG", "WebP") else ()
-    # JPEG's EXIF ends at 64 KB: a picture without its metadata is better than none.
-    for chunks in (wanted, ()) if wanted else ((),):
-        data = _encode(np.ascontiguousarray(image), suffix.lower(), chunks, parameters)
-        if data is not None:
-            lost = () if chunks else tuple(_METADATA_NAMES.get(type_, "other") for type_, _ in picture.metadata)
-            return data, lost
-    height, width = image.shape[:2]
-    raise OutputError(f"a picture of {width}x{height} cannot be written as {kind}: write a PNG or TIFF")
+    kind = FORMATS[suffix.lower()]
+    gray = picture.pixels.ndim == 2 and kind != "WebP"
+    kept = storable(kind, picture.metadata, colour=not gray)
+    if kind == "TIFF" and not exif_fits(kept.get("EXIF", b"")):
+        kept.pop("EXIF", None)
+    turned = orientation(picture.metadata) if "EXIF" not in kept else 1
+    pixels = upright(picture.pixels, turned)
+    alpha = None if picture.alpha is None else upright(picture.alpha, turned)
+    if alpha is not None and picture.premultiplied and kind != "TIFF":
+        pixels = _unmultiplied(pixels, alpha)
+    if alpha is not None and gray and kind == "PNG":
+        data = _gray_alpha_png(pixels, alpha)
+    else:
+        data = _encode(pixels, alpha, kind, suffix.lower(), quality)
+    try:
+        if kind == "TIFF":
+            data = put_tags(data, kept, alpha=alpha is not None, premultiplied=picture.premultiplied)
+        else:
+            data = put_metadata(kind, data, kept)
+    except DamagedError:
+        _unwritable(pixels, kind)
+    return data, tuple(name for name in picture.metadata if name not in kept)
 
 
 def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool) -> None:
     """Raise OutputError where files ending in `suffix` cannot hold samples of `dtype`, or an alpha channel."""
-    kind = _FORMATS.get(suffix.lower())
+    kind = FORMATS.get(suffix.lower())
     if kind is None:
-        raise OutputError(f"expected a file name ending in {', '.join(_FORMATS)}, found {suffix or 'no ending'!r}")
+        raise OutputError(f"expected a file name ending in {', '.join(FORMATS)}, found {suffix or 'no ending'!r}")
     if dtype == np.uint16 and kind not in ("PNG", "TIFF"):
-        raise OutputError(f"{kind} holds 8 bits, the picture has 16: write a PNG or TIFF")
+        raise OutputError(f"{kind} holds 8 bits, the picture has 16: write a PNG or TIFF, or round it (--depth 8)")
     if alpha and kind == "JPEG":
         raise OutputError("JPEG holds no transparency, the picture has some: write a PNG, TIFF, WebP or BMP")
 
@@ -155,34 +195,21 @@ def write_picture(path: PathLike, picture: Picture, *, overwrite: bool, quality:
     return lost
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: expected an image file, found a folder")
-        if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise InputError(f"{path}: expected an image file, found a device or pipe")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected an image file, found nothing of that name") from None
-    except OSError as error:
-        raise InputError(f"{path}: expected an image file, cannot read it: {error.strerror}") from error
-    if not data:
-        raise InputError(f"{path}: expected an image ({_NAMES}), found an empty file")
-    return data
-
-
-def _format(data: bytes) -> str | None:
-    starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP"}
-    starts |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    return next((kind for start, kind in starts.items() if data.startswith(start)), None)
-
-
-def _animated(kind: str, data: bytes) -> bool:
-    if kind == "PNG":
-        return b"acTL" in data[: max(data.find(b"IDAT"), 0)]
-    return kind == "WebP" and data[12:16] == b"VP8X" and bool(data[20:21] and data[20] & 2)
+def _check_header(kind: str, data: bytes, name: str, most_pixels: int) -> None:
+    """Refuse what would take its time and memory before it turned out to be damaged or too large."""
+    header = header_of(kind, data)
+    if header is None:
+        _undecodable(name, kind)
+    width, height = header.width, header.height
+    if max(width, height) > _MOST_SIDE or width * height > MOST_PIXELS:
+        raise InputError(f"{name}: expected at most 2^30 pixels and 2^20 a side, found {width}x{height}: scale it down")
+    if width * height > most_pixels:
+        raise InputError(
+            f"{name}: expected at most {most_pixels / 1e6:g} megapixels, found {width * height / 1e6:.1f} "
+            f"({width}x{height}): raise --max-megapixels if that is its true size"
+        )
+    if kind == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
+        raise InputError(f"{name}: expected a JPEG of at most {_MOST_SCANS} scans, found more: save it anew")
 
 
 def _undecodable(name: str, kind: str) -> NoReturn:
@@ -191,45 +218,60 @@ def _undecodable(name: str, kind: str) -> NoReturn:
     )
 
 
+def _unwritable(pixels: NDArray[Any], kind: str) -> NoReturn:
+    height, width = pixels.shape[:2]
+    raise OutputError(f"a picture of {width}x{height} cannot be written as {kind}: write a PNG or TIFF")
+
+
 def _split(decoded: NDArray[Any], gray: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """OpenCV's BGR or BGRA as (pixels, alpha)."""
+    decoded = np.ascontiguousarray(decoded)
     if decoded.ndim == 2:
-        return np.ascontiguousarray(decoded), None
+        return decoded, None
     alpha = np.ascontiguousarray(decoded[..., 3]) if decoded.shape[2] == 4 else None
-    return np.ascontiguousarray(decoded[..., 0] if gray else decoded[..., 2::-1]), alpha
+    if gray:
+        return np.ascontiguousarray(decoded[..., 0]), alpha
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if alpha is None else cv2.COLOR_BGRA2RGB)), alpha
 
 
-def _describes_cmyk(type_: int, chunk: bytes) -> bool:
-    return type_ == cv2.IMAGE_METADATA_ICCP and chunk[16:20] == b"CMYK"  # OpenCV has turned the pixels into RGB
+def _encode(pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, suffix: str, quality: int) -> bytes:
+    image: Any = np.ascontiguousarray(pixels)
+    if alpha is not None:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGRA if image.ndim == 3 else cv2.COLOR_GRAY2BGRA)
+        image[..., 3] = alpha
+    elif image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    try:
+        with quiet_stderr():
+            done, data = cv2.imencode(suffix, image, [_QUALITY[kind], quality] if kind in _QUALITY else [])
+    except cv2.error:
+        done = False
+    if not done:
+        _unwritable(pixels, kind)
+    return data.tobytes()
 
 
-def _encode(image: NDArray[Any], suffix: str, metadata: Metadata, parameters: list[int]) -> bytes | None:
-    types = [type_ for type_, _ in metadata]
-    blobs = [np.frombuffer(chunk, np.uint8) for _, chunk in metadata]
-    with _without_chatter():
-        try:
-            done, data = cv2.imencodeWithMetadata(suffix, image, types, blobs, parameters)
-        except cv2.error:
-            return None
-    return data.tobytes() if done else None
+def _gray_alpha_png(gray: NDArray[Any], alpha: NDArray[Any]) -> bytes:
+    """OpenCV writes none, and would make three channels of one."""
+    height, width = gray.shape
+    bits = 8 * gray.itemsize
+    rows = np.stack([gray, alpha], axis=-1).astype(gray.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
+    filtered = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))  # each row less the one above: filter 2
+    pixels = np.insert(filtered, 0, 2, axis=1).tobytes()
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((bits, 4, 0, 0, 0))
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, content) for name, content in parts)
 
 
-_chatter = threading.Lock()
+def _rounded(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    if samples.dtype == np.uint16:
+        samples = (samples.astype(np.uint32) + 128) // 257  # 65535 = 257 * 255
+    return samples.astype(np.uint8)
 
 
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Send the process's stderr nowhere for a moment: libpng and libjpeg print there, and have no switch in OpenCV."""
-    with _chatter:
-        try:
-            kept = os.dup(2)
-        except OSError:  # the process has no stderr
-            yield
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
+def _unmultiplied(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """Colours as they were before they were multiplied by alpha; those of transparent pixels stay."""
+    most = np.iinfo(pixels.dtype).max
+    weight = (alpha if pixels.ndim == 2 else alpha[..., None]).astype(np.float32) / np.float32(most)
+    colours = np.divide(pixels, weight, out=pixels.astype(np.float32), where=weight > 0)
+    return np.asarray(np.clip(np.rint(colours), 0, most), pixels.dtype)

@@ -1,19 +1,23 @@
 """`runtime/infer.py` and `runtime/demo.py` as people run them."""
 
-import errno
+import contextlib
 import json
 import os
+import pty
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import InputError, OutputError
 from common.images import Picture, encode_picture, read_picture, write_picture
-from runtime import Denoiser, infer
+from common.metadata import Metadata
+from runtime import infer
 
 ROOT = Path(__file__).resolve().parents[2]
 WriteModel = Callable[..., Path]
@@ -31,8 +35,10 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
 
-def photo(path: Path, seed: int = 0, dtype: type[np.unsignedinteger] = np.uint8) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (37, 53, 3)).astype(dtype)
+def photo(
+    path: Path, seed: int = 0, dtype: type[np.unsignedinteger] = np.uint8, size: tuple[int, int] = (37, 53)
+) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(dtype)
     write_picture(path, Picture(pixels), overwrite=False)
     return path
 
@@ -97,7 +103,7 @@ def test_several_inputs_go_to_one_folder(tmp_path: Path, model: Path) -> None:
     inputs = [photo(tmp_path / "in" / "a.png"), photo(tmp_path / "b.png"), tmp_path / "missing.png"]
     result = script("infer.py", *inputs, "--engine", model, "--output", tmp_path / "out")
     assert result.returncode == 1
-    assert "missing.png: expected an image file or a folder" in result.stderr
+    assert "missing.png: expected an image or video file or a folder" in result.stderr
     assert tree(tmp_path / "out") == ["a.png", "b.png"]
 
 
@@ -140,49 +146,166 @@ def test_an_input_is_never_overwritten(tmp_path: Path, model: Path) -> None:
     assert source.read_bytes() == before
 
 
-def test_two_inputs_with_one_output_are_refused(tmp_path: Path) -> None:
-    inputs = [photo(tmp_path / "x" / "a.png"), photo(tmp_path / "y" / "a.png")]
-    plan = infer.make_plan(inputs, tmp_path / "out", overwrite=True)
-    assert list(plan.jobs.values()) == inputs[:1]
-    assert "would both be written" in str(plan.faults[0])
-    later = photo(tmp_path / "y" / "b.png")  # what comes after the collision is still done
-    plan = infer.make_plan([tmp_path / "x", tmp_path / "y"], tmp_path / "out", overwrite=True)
-    assert list(plan.jobs.values()) == [inputs[0], later]
-    assert len(plan.faults) == 1
-
-
-def test_a_folder_is_not_its_own_output(tmp_path: Path) -> None:
-    photo(tmp_path / "x" / "a.png")
-    with pytest.raises(InputError, match="expected another folder"):
-        infer.make_plan([tmp_path / "x"], tmp_path / "x", overwrite=True)
-
-
 def test_lost_metadata_and_unfit_formats_are_told(tmp_path: Path, model: Path) -> None:
     source = tmp_path / "a.png"
-    pixels = np.zeros((16, 16, 3), np.uint16)
-    write_picture(source, Picture(pixels, metadata=((0, b"MM\0*\0\0\0\x08\0\0\0\0\0\0"),)), overwrite=False)
-    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.tif")
-    assert (result.returncode, result.stderr.count("\n")) == (0, 1)
-    assert "does not keep the metadata" in result.stderr
-    assert "(EXIF)" in result.stderr
-    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.jpg")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    metadata: Metadata = {"EXIF": b"MM\0*\0\0\0\x08\0\0\0\0\0\0"}
+    write_picture(source, Picture(np.full((16, 16, 3), 257 * 9 + 128, np.uint16), metadata=metadata), overwrite=False)
+    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.bmp")
+    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
     assert "8 bits" in result.stderr
+    assert "--depth 8" in result.stderr
+    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.bmp", "--depth", 8)
+    assert (result.returncode, result.stderr.count("\n")) == (0, 1)
+    assert "b.bmp does not keep the metadata of" in result.stderr
+    assert "(EXIF)" in result.stderr
+    assert set(np.unique(read_picture(tmp_path / "b.bmp").pixels)) == {9}
+    result = script("infer.py", source, "--engine", model, "--output", tmp_path / "b.tif")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_full_disk_fails_one_file_and_leaves_nothing(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = photo(tmp_path / "in" / "a.png")
+def test_a_pattern_and_going_on_later(tmp_path: Path, model: Path) -> None:
+    for name in ("a.png", "x/b.png", "x/c.jpg"):
+        photo(tmp_path / "in" / name)
+    pattern, output = tmp_path / "in" / "**" / "*.png", tmp_path / "out"
+    arguments = (pattern, "--engine", model, "--output", output)
+    assert script("infer.py", *arguments).returncode == 0
+    assert tree(output) == ["a.png", "x/b.png"]
+    (output / "a.png").unlink()
+    before = (output / "x" / "b.png").stat().st_mtime_ns
+    result = script("infer.py", *arguments, "--skip-existing")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("1 image in")
+    assert result.stdout.endswith(", 1 skipped\n")
+    assert tree(output) == ["a.png", "x/b.png"]
+    assert (output / "x" / "b.png").stat().st_mtime_ns == before
+    result = script("infer.py", *arguments, "--skip-existing")
+    assert result.stdout == "0 images in 0.00 s (0.00 images/s), 2 skipped\n"
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with Denoiser(model) as denoiser:
-        monkeypatch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OutputError, match="No space left"):
-            infer._denoise_file(denoiser, source, tmp_path / "out" / "a.png", 1.0, False, 95)
-    assert tree(tmp_path / "out") == []
+def test_ctrl_c_leaves_whole_files_and_the_rest_is_done_later(tmp_path: Path, write_model: WriteModel) -> None:
+    blur = write_model(tmp_path / "blur.onnx")
+    first = photo(tmp_path / "in" / "000.png", size=(700, 700))
+    for number in range(1, 60):
+        shutil.copy(first, tmp_path / "in" / f"{number:03}.png")
+    output = tmp_path / "out"
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "runtime" / "infer.py",
+        tmp_path / "in",
+        "--output",
+        output,
+        "--engine",
+        blur,
+    ]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(output.glob("*.png")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stderr) == (130, "")
+    files = tree(output)
+    assert 0 < len(files) < 60
+    assert stdout.startswith(f"{len(files)} image")
+    assert f"interrupted with {60 - len(files)} left: --skip-existing goes on" in stdout
+    for name in files:
+        assert read_picture(output / name).pixels.shape == (700, 700, 3)
+    again = script("infer.py", *command[2:], "--skip-existing")
+    assert (again.returncode, len(tree(output))) == (0, 60)
+
+
+def test_progress_on_a_terminal(tmp_path: Path, model: Path) -> None:
+    """A bar with the time that is left, above it a line for every fault, and nothing of the bar once it is over."""
+    for number in range(3):
+        photo(tmp_path / "in" / f"{number}.png", size=(600, 600))
+    (tmp_path / "in" / "bad [red] \x1b.png").write_text("no image")
+    ours, theirs = pty.openpty()
+    command: list[str | Path] = [sys.executable, ROOT / "runtime" / "infer.py", tmp_path / "in", "--engine", model]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+    ) as running:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what reading from a terminal raises when its other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+    text = shown.decode()
+    assert running.returncode == 1
+    assert "denoising" in text
+    assert "/4" in text
+    assert "left" in text
+    (error,) = (line for line in text.split("\r\n") if "error: " in line)
+    assert "bad [red] \N{REPLACEMENT CHARACTER}.png: expected an image" in error
+
+
+def test_codecs_are_kept_off_stderr(tmp_path: Path, model: Path) -> None:
+    data = bytearray(encode_picture(read_picture(photo(tmp_path / "a.png", size=(64, 64))), ".jpg")[0])
+    data[len(data) // 2 : len(data) // 2 + 20] = bytes(20)
+    for number in range(8):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(data)
+    result = script("infer.py", tmp_path / "in", "--engine", model)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_models_by_name(tmp_path: Path) -> None:
+    result = script("infer.py", "--list-models")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "blind_color" in result.stdout
+    assert "white Gaussian noise of sigma 0 to 75 (of 255) (the default)" in result.stdout
+    source = photo(tmp_path / "a.png")
+    for number, choice in enumerate(((), ("--model", "blind_color"), ("--engine", infer.DEFAULT_ENGINE))):
+        result = script("infer.py", source, *choice, "--output", tmp_path / f"{number}.png")
+        assert (result.returncode, result.stderr) == (0, "")
+    first, *others = ((tmp_path / f"{number}.png").read_bytes() for number in range(3))
+    assert others == [first, first]
+
+
+def test_large_pictures_only_when_asked_for(tmp_path: Path, model: Path) -> None:
+    source = photo(tmp_path / "a.png", size=(1001, 1000))
+    result = script("infer.py", source, "--engine", model, "--max-megapixels", 1)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "expected at most 1 megapixels, found 1.0 (1000x1001): raise --max-megapixels" in result.stderr
+    assert script("infer.py", source, "--engine", model, "--max-megapixels", 2).returncode == 0
+
+
+LARGE = """
+import resource, sys, time
+from pathlib import Path
+import cv2
+import numpy as np
+from common.images import Picture, read_picture, write_picture
+from runtime.denoiser import Denoiser
+from runtime.engines.base import Engine
+from runtime.jobs import Job
+from runtime.pipeline import denoise_files
+
+class Negative(Engine):
+    name, channels = "double", 3
+
+    def _run(self, images):
+        return 1 - images
+
+folder = Path(sys.argv[1])
+row = np.arange(10_000, dtype=np.uint8)
+cv2.imwrite(str(folder / "a.jpg"), np.broadcast_to(row[:, None, None], (10_000, 10_000, 3)).copy())
+jobs = [Job(folder / "a.jpg", folder / f"{number}.jpg") for number in range(2)]
+summary = denoise_files(Denoiser(Negative()), jobs)
+print(summary.done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_a_100_megapixel_photo_stays_within_4_gb(tmp_path: Path) -> None:
+    """Two of them, which are too large to be in memory together."""
+    command: list[str | Path] = [sys.executable, "-c", LARGE, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    done, peak = map(int, result.stdout.split())
+    assert done == 2
+    assert 0.6e9 < peak < 4e9
+    pixels = read_picture(tmp_path / "1.jpg").pixels
+    assert pixels.shape == (10_000, 10_000, 3)
+    assert np.abs(pixels[::997, 5000, 1] - (255.0 - np.arange(10_000, dtype=np.uint8)[::997])).max() <= 40
 
 
 @pytest.fixture
@@ -202,7 +325,7 @@ def bad(tmp_path: Path, write_model: WriteModel) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("missing.png", "missing.png: expected an image file or a folder, found nothing of that name"),
+        ("missing.png", "missing.png: expected an image or video file or a folder, found nothing of that name"),
         ("empty", "expected a folder with images"),
         ("text.png", "found a file of another kind"),
         ("cut.jpg", "found a JPEG file that cannot be decoded"),
@@ -220,9 +343,15 @@ def bad(tmp_path: Path, write_model: WriteModel) -> Path:
         ("good.png --strength 2", "strength: expected 0 (the input) to 1 (denoised), found 2.0"),
         ("good.png --strength nan", "found nan"),
         ("good.png --quality 0", "quality: expected 1 to 100, found 0"),
+        ("good.png --depth 16", "depth: expected 8, or none to keep the picture's own, found 16"),
+        ("good.png --model none", "--model none: expected blind_color"),
+        ("good.png --model blind_color --engine x.onnx", "expected one of --engine and --model, found both"),
+        ("good.png --overwrite --skip-existing", "expected one of --overwrite and --skip-existing, found both"),
+        ("good.png --max-megapixels 2000", "--max-megapixels: expected 1 to 1073, found 2000"),
+        ("nothing*.png", "nothing*.png: expected images or videos"),
         ("good.png --threads 0", "expected at least 1 thread, found 0"),
         ("good.png --output x.gif", "expected a file name ending in"),
-        ("good.png good.png --output text.png", "expected a folder to write several images to, found a file"),
+        ("good.png good.png --output text.png", "expected a folder to write several files to, found a file"),
         ("good.png --output text.png/x.png", "cannot write"),
         ("--nonsense", "No such option"),
         ("", "Missing argument"),
@@ -232,7 +361,7 @@ def test_bad_input_is_one_line(bad: Path, model: Path, arguments: str, words: st
     names = {path.name for path in bad.iterdir()} | {"missing.png", "missing.onnx", "x.gif", "text.png/x.png"}
     argv = [str(bad / part) if part in names else part for part in arguments.split()]
     before = tree(bad)
-    result = script("infer.py", *argv, *([] if "--engine" in argv else ["--engine", model]))
+    result = script("infer.py", *argv, *([] if {"--engine", "--model"} & set(argv) else ["--engine", model]))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
@@ -245,6 +374,7 @@ def test_help_lists_the_options() -> None:
     result = script("infer.py", "--help")
     assert result.returncode == 0
     assert "--strength" in result.stdout
+    assert "pip install -e '.[video]'" in " ".join(result.stdout.split())
 
 
 def test_nothing_of_training_is_imported() -> None:

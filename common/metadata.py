@@ -1,0 +1,172 @@
+"""EXIF, XMP, ICC profile (and PNG's CICP): taken from a picture file's bytes, and put into those that a codec has made.
+
+OpenCV 5 does this by itself, but not so that other programs find it: it takes a JPEG's XMP with the segment's name
+before it and a PNG's with a NUL behind it, writes XMP into a PNG as Latin-1 text, refuses profiles above 64 KB for
+JPEG, and has nothing for TIFF. TIFF files are `common.tiff`'s.
+"""
+
+import re
+import struct
+import zlib
+from typing import Literal
+
+from common.containers import jpeg_segments, png_chunks, riff_chunks
+from common.directories import ORIENTATION, DamagedError, Reader
+
+Name = Literal["EXIF", "XMP", "ICC", "CICP"]
+Metadata = dict[Name, bytes]
+"""EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile, CICP's four bytes."""
+
+_EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+_PNG_XMP = b"XML:com.adobe.xmp"
+_SEGMENT = 65533  # bytes of content in a JPEG segment
+_MOST = 2**26
+"""Bytes that a compressed profile or text may have once it is not."""
+_WEBP_FLAGS = {"ICC": 0x20, "EXIF": 0x08, "XMP": 0x04}
+
+
+def read_metadata(kind: str, data: bytes) -> Metadata:
+    """What a JPEG, PNG or WebP file holds; damaged parts are left out, and so is the profile of CMYK colours, which
+    are decoded to RGB."""
+    try:
+        found = {"JPEG": _from_jpeg, "PNG": _from_png, "WebP": _from_webp}[kind](data) if kind != "BMP" else {}
+    except (struct.error, IndexError):
+        return {}
+    if found.get("ICC", b"")[16:20] == b"CMYK":
+        del found["ICC"]
+    return {name: chunk for name, chunk in found.items() if chunk}
+
+
+def storable(kind: str, metadata: Metadata, colour: bool) -> Metadata:
+    """Those that a file of this format can hold. colour: whether the pixels are; profiles are for one or the other."""
+
+    def fits(name: Name, chunk: bytes) -> bool:
+        if name == "CICP":
+            return kind == "PNG"
+        if name == "ICC" and (chunk[16:20] == b"GRAY") == colour and (colour or kind == "PNG"):
+            return False  # a profile for gray beside colours, or in a PNG the other way round
+        if kind == "JPEG":
+            most = {"EXIF": _SEGMENT - len(_EXIF), "XMP": _SEGMENT - len(_XMP), "ICC": 255 * (_SEGMENT - 14)}
+            return len(chunk) <= most[name]
+        return kind != "BMP"
+
+    return {name: chunk for name, chunk in metadata.items() if fits(name, chunk)}
+
+
+def put_metadata(kind: str, data: bytes, metadata: Metadata) -> bytes:
+    """A JPEG, PNG or WebP file without metadata, with it; what `storable` has left."""
+    if not metadata:
+        return data
+    return {"JPEG": _into_jpeg, "PNG": _into_png, "WebP": _into_webp}[kind](data, metadata)
+
+
+def orientation(metadata: Metadata) -> int:
+    """EXIF's orientation, 1 (upright) to 8; 1 where there is none."""
+    try:
+        reader = Reader(metadata.get("EXIF", b""))
+        found = reader.integers(reader.read(reader.first)[0].get(ORIENTATION), 1)[0]
+    except DamagedError:
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def without_orientation(xmp: bytes) -> bytes:
+    """An XMP packet for pixels that have been turned upright; its length stays."""
+    return re.sub(rb"(tiff:Orientation(?:\s*=\s*[\"']|>)\s*)[2-8]", rb"\g<1>1", xmp)
+
+
+def _from_jpeg(data: bytes) -> Metadata:
+    found: Metadata = {}
+    profile: dict[int, bytes] = {}
+    for marker, content in jpeg_segments(data):
+        if marker == 0xE1 and content.startswith(_EXIF):
+            found.setdefault("EXIF", content[len(_EXIF) :])
+        elif marker == 0xE1 and content.startswith(_XMP):
+            found.setdefault("XMP", content[len(_XMP) :])
+        elif marker == 0xE2 and content.startswith(_ICC) and len(content) > 14:
+            profile[content[12]] = content[14:]
+            if len(profile) == content[13]:  # all parts are there
+                found["ICC"] = b"".join(part for _, part in sorted(profile.items()))
+    return found
+
+
+def _into_jpeg(data: bytes, metadata: Metadata) -> bytes:
+    parts = [(0xE1, start + metadata[name]) for name, start in (("EXIF", _EXIF), ("XMP", _XMP)) if name in metadata]
+    step = _SEGMENT - 14
+    profile = [metadata["ICC"][at : at + step] for at in range(0, len(metadata.get("ICC", b"")), step)]
+    parts += [(0xE2, _ICC + bytes((i, len(profile))) + part) for i, part in enumerate(profile, start=1)]
+    segments = b"".join(struct.pack(">BBH", 0xFF, marker, len(part) + 2) + part for marker, part in parts)
+    # JFIF's own segment comes first
+    after = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
+    return data[:after] + segments + data[after:]
+
+
+def _from_png(data: bytes) -> Metadata:
+    found: Metadata = {}
+    for chunk, content in png_chunks(data):
+        word, _, rest = content.partition(b"\0")
+        if chunk == b"eXIf":
+            found["EXIF"] = content.removeprefix(_EXIF)
+        elif chunk == b"cICP":
+            found["CICP"] = content
+        elif chunk == b"iCCP":
+            found["ICC"] = _inflated(rest[1:])
+        elif word == _PNG_XMP and chunk in (b"iTXt", b"tEXt"):  # OpenCV writes the second
+            if chunk == b"iTXt":
+                compressed = rest[0]
+                rest = rest[2:].split(b"\0", 2)[2]  # behind the language and the translated keyword
+                rest = _inflated(rest) if compressed else rest
+            found["XMP"] = rest.rstrip(b"\0")
+    return found
+
+
+def _into_png(data: bytes, metadata: Metadata) -> bytes:
+    chunks = b""
+    if "ICC" in metadata:
+        chunks += png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata["ICC"]))
+    if "CICP" in metadata:
+        chunks += png_chunk(b"cICP", metadata["CICP"])
+    if "EXIF" in metadata:
+        chunks += png_chunk(b"eXIf", metadata["EXIF"])
+    if "XMP" in metadata:
+        chunks += png_chunk(b"iTXt", _PNG_XMP + bytes(5) + metadata["XMP"])
+    header = 33  # signature and IHDR
+    return data[:header] + chunks + data[header:]
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk as it lies in a PNG file."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _from_webp(data: bytes) -> Metadata:
+    chunks = dict(riff_chunks(data))
+    exif, xmp, icc = (chunks.get(name, b"") for name in (b"EXIF", b"XMP ", b"ICCP"))
+    return {"EXIF": exif.removeprefix(_EXIF), "XMP": xmp, "ICC": icc}
+
+
+def _into_webp(data: bytes, metadata: Metadata) -> bytes:
+    chunks = dict(riff_chunks(data))
+    extended = bytearray(chunks.pop(b"VP8X", b""))
+    if not extended:  # OpenCV's lossy files without alpha have none: the frame states the size
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
+        extended = bytearray(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    for kept in metadata:
+        extended[0] |= _WEBP_FLAGS[kept]
+    before = {b"VP8X": bytes(extended), b"ICCP": metadata.get("ICC", b"")}
+    after = {b"EXIF": metadata.get("EXIF", b""), b"XMP ": metadata.get("XMP", b"")}
+    body = b"WEBP"
+    for name, content in (before | chunks | after).items():
+        if content:
+            body += struct.pack("<4sI", name, len(content)) + content + bytes(len(content) % 2)
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+def _inflated(data: bytes) -> bytes:
+    """Decompressed; nothing where it is damaged, or larger than anything of use."""
+    try:
+        inflater = zlib.decompressobj()
+        result = inflater.decompress(data, _MOST)
+    except zlib.error:
+        return b""
+    return result if inflater.eof else b""

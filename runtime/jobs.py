@@ -1,0 +1,224 @@
+"""Which files are denoised, and where each result goes: files, folders and patterns as a list of pairs.
+
+Known before a model is loaded, so that what cannot be done is told at once.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from common.errors import InputError, OutputError, SadnetError
+from common.images import IMAGE_SUFFIXES
+from runtime.video import VIDEO_SUFFIXES
+
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+_WILD = frozenset("*?[")
+_DENOISED = "_denoised"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to denoise."""
+
+    source: Path
+    target: Path
+
+    @property
+    def video(self) -> bool:
+        return is_video(self.source)
+
+
+@dataclass
+class Plan:
+    """What is to be done."""
+
+    jobs: list[Job] = field(default_factory=list)
+    skipped: int = 0
+    """Outputs that are there already, where those are to be skipped."""
+    faults: list[SadnetError] = field(default_factory=list)
+    """One for each input that cannot be done, or output that may not be written."""
+    alone: bool = False
+    """The command names a single file, not a folder or pattern."""
+
+
+def is_video(path: Path) -> bool:
+    """By the file's name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = False, skip_existing: bool = False) -> Plan:
+    """Pair every image and video of `inputs` with the file that it will be written to.
+
+    inputs: files; folders, whose files keep their place below them; patterns that the shell has left alone, whose files
+    keep their place below the pattern's fixed part (`**` stands for any number of folders).
+    output: a file for one file, a folder otherwise. None: files go beside their originals as NAME_denoised, a folder's
+    into FOLDER_denoised.
+
+    An output that exists is a fault unless it is to be overwritten or skipped; no input is ever written over. Raises
+    InputError where `output` cannot be what it has to be.
+    """
+    alone = len(inputs) == 1 and not is_folder(inputs[0]) and not _is_pattern(inputs[0])
+    if output and not alone and os.path.lexists(output) and not is_folder(output):
+        raise InputError(f"{output}: expected a folder to write several files to, found a file")
+    for given in inputs:
+        if output and is_folder(given) and os.path.realpath(output) == os.path.realpath(given):
+            raise InputError(f"--output {output}: expected another folder than the input's, found the same")
+    plan = Plan(alone=alone)
+    found: dict[Path, Path] = {}  # output -> input
+    for given in inputs:
+        try:
+            for source, target in _pairs(given, output, alone, plan.faults):
+                if found.setdefault(target, source) != source:
+                    text = f"{source} and {found[target]} would both be written to {target}"
+                    plan.faults.append(InputError(f"{text}: give them folders of their own"))
+        except SadnetError as error:
+            plan.faults.append(error)
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            plan.faults.append(InputError(f"{given}: expected images or videos, cannot read it: {error.strerror}"))
+        except RecursionError:
+            plan.faults.append(InputError(f"{given}: expected folders less than about a thousand deep, found more"))
+    if output is None and not overwrite:
+        # `*.jpg` finds the results of an earlier run too
+        found = {t: s for t, s in found.items() if not (_is_result(s) and s in found)}
+    sources = {os.path.realpath(source) for source in found.values()}
+    for target, source in found.items():
+        if os.path.realpath(target) in sources:
+            plan.faults.append(
+                OutputError(f"{source} would be written over {target}, an input: choose another --output")
+            )
+        elif overwrite or not os.path.lexists(target):
+            plan.jobs.append(Job(source, target))
+        elif skip_existing:
+            plan.skipped += 1
+        else:
+            plan.faults.append(
+                OutputError(
+                    f"{target} exists already: pass --overwrite to replace it, --skip-existing to leave it, or choose "
+                    "another --output"
+                )
+            )
+    return plan
+
+
+def is_folder(path: Path) -> bool:
+    """False where it cannot be told: what is wrong with the path is told where it is opened."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _pairs(given: Path, output: Path | None, alone: bool, faults: list[SadnetError]) -> Iterator[tuple[Path, Path]]:
+    if is_folder(given):
+        folder = given.resolve()
+        into = output or folder.parent / f"{folder.name}{_DENOISED}"
+        found = list(_files_below(given, into, faults))
+        if not found:
+            raise InputError(f"{given}: expected a folder with images or videos ({_suffixes()}), found none in it")
+        yield from ((source, into / source.relative_to(given)) for source in found)
+    elif _is_pattern(given):
+        fixed, matches = _matches(given)
+        if not matches:
+            raise InputError(f"{given}: expected images or videos ({_suffixes()}), found none of that name")
+        yield from ((m, output / m.relative_to(fixed) if output else _beside(m)) for m in matches)
+    else:
+        yield given, _target(given, output, alone)
+
+
+def _target(given: Path, output: Path | None, alone: bool) -> Path:
+    if not given.exists():
+        raise InputError(f"{given}: expected an image or video file or a folder, found nothing of that name")
+    if given.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{given}: expected an image or a video ({_suffixes()}), found {_ending(given)}")
+    if output is None:
+        return _beside(given)
+    if not alone or is_folder(output):
+        return output / given.name
+    allowed = VIDEO_SUFFIXES if is_video(given) else IMAGE_SUFFIXES
+    if output.suffix.lower() not in allowed:
+        raise InputError(
+            f"--output {output}: expected a file name ending in {', '.join(sorted(allowed))}, or a folder that exists, "
+            f"found {_ending(output)}"
+        )
+    return output
+
+
+def _files_below(folder: Path, skip: Path, faults: list[SadnetError]) -> Iterator[Path]:
+    """Images and videos in a stable order, without hidden ones, linked folders, and the output of an earlier run."""
+
+    def unreadable(error: OSError) -> None:
+        faults.append(InputError(f"{error.filename}: expected a folder, cannot read it: {error.strerror}"))
+
+    for root, folders, names in os.walk(folder, onerror=unreadable):
+        here = Path(root)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(here / name) != os.path.realpath(skip)
+        )
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield here / name
+
+
+def _matches(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder that the pattern's fixed part names, and the image and video files that match.
+
+    Not `glob`, which follows links to folders: two that lead back upwards keep it busy for ever.
+    """
+    parts = list(pattern.parts)
+    first = next(i for i, part in enumerate(parts) if _WILD & set(part))
+    if ".." in parts[first:]:  # its files would be written outside of the output folder
+        raise InputError(f"{pattern}: expected '..' only before the first of * ? [, found it after")
+    fixed = Path(*parts[:first])
+    found = dict.fromkeys(_expand(fixed, parts[first:]))
+    return fixed, [path for path in found if path.suffix.lower() in SUFFIXES and not is_folder(path)]
+
+
+def _expand(folder: Path, parts: list[str]) -> Iterator[Path]:
+    head, *rest = parts
+    if head == "**":
+        while rest and rest[0] == "**":
+            rest = rest[1:]
+        yield from _expand(folder, rest or ["*"])
+    try:
+        with os.scandir(folder) as entries:
+            here = sorted((entry.name, is_folder(Path(entry)), entry.is_symlink()) for entry in entries)
+    except OSError:  # nothing matches in a folder that cannot be read
+        return
+    for name, is_directory, is_link in here:
+        if name.startswith(".") and not head.startswith("."):
+            continue
+        if head == "**":
+            if is_directory and not is_link:
+                yield from _expand(folder / name, parts)
+        elif name == head or fnmatch(name, head):
+            if not rest:
+                yield folder / name
+            elif is_directory:
+                yield from _expand(folder / name, rest)
+
+
+def _is_pattern(path: Path) -> bool:
+    try:
+        return bool(_WILD & set(str(path))) and not os.path.lexists(path)
+    except OSError:
+        return False
+
+
+def _is_result(path: Path) -> bool:
+    return path.stem.endswith(_DENOISED)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{_DENOISED}{path.suffix}")
+
+
+def _ending(path: Path) -> str:
+    return repr(path.suffix or "no ending")
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(SUFFIXES))

@@ -1,0 +1,269 @@
+"""Denoise many files: reading, decoding, encoding and writing go on beside the network, in bounded memory.
+
+    summary = denoise_files(denoiser, [Job(Path("photo.jpg"), Path("clean.jpg"))])
+
+Pictures pass through three hands: threads read and decode those that come next, the calling thread denoises, threads
+encode and write those that are done. Videos are `runtime.video`'s, whole.
+"""
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import InputError, OutputError, SadnetError
+from common.images import (
+    MOST_PIXELS,
+    Picture,
+    check_encodable,
+    decode_picture,
+    eight_bits,
+    write_picture,
+)
+from runtime.denoiser import Denoiser, check_strength
+from runtime.jobs import Job
+from runtime.lookahead import THREADS, Item, LookAhead
+from runtime.video import denoise_video
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is done with every file. Raises InputError where one is out of range.
+
+    strength     0 to 1, see `Denoiser.denoise`
+    depth        8: pictures of 16 bits are rounded to 8; None: they keep theirs
+    quality      1 to 100, of JPEG, WebP and video
+    overwrite    replace targets that exist
+    most_pixels  of a picture; larger ones are refused before they are decoded
+    """
+
+    strength: float = 1.0
+    depth: int | None = None
+    quality: int = 95
+    overwrite: bool = False
+    most_pixels: int = MOST_PIXELS
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if self.depth not in (None, 8):
+            raise InputError(f"depth: expected 8, or none to keep the picture's own, found {self.depth}")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"quality: expected 1 to 100, found {self.quality}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one file. `fault` None: its target is written; `notes` say what that does not hold."""
+
+    job: Job
+    fault: SadnetError | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Summary:
+    """Of a run; files that it had not come to when it was interrupted are neither done nor faults."""
+
+    done: int = 0
+    faults: list[SadnetError] = field(default_factory=list)
+    seconds: float = 0.0
+    interrupted: str | None = None
+    """Ctrl-C ended it; the text is what there is to say of that, often nothing."""
+
+
+def denoise_files(
+    denoiser: Denoiser,
+    jobs: Sequence[Job],
+    settings: Settings | None = None,
+    *,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+    progress: Callable[[float], None] = lambda files: None,
+) -> Summary:
+    """Denoise every job's source into its target, which appears whole or not at all; one that fails stops no other.
+
+    Ctrl-C ends the run early: what is denoised is still written, and `Summary.interrupted` is set.
+
+    report: called with each file's outcome, in the order of `jobs`.
+    progress: called with the number of files that the network is done with; fractions are of a video.
+    Both are called by the calling thread.
+    """
+    began = time.perf_counter()
+    run = _Run(denoiser, jobs, settings or Settings(), report, progress)
+    try:
+        run.all_of()
+    except KeyboardInterrupt as interrupt:
+        run.summary.interrupted = str(interrupt)
+    finally:
+        run.close()
+    run.summary.seconds = time.perf_counter() - began
+    return run.summary
+
+
+class _Run:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        jobs: Iterable[Job],
+        settings: Settings,
+        report: Callable[[Outcome], None],
+        progress: Callable[[float], None],
+    ) -> None:
+        self.summary = Summary()
+        self._denoiser, self._settings, self._report, self._progress = denoiser, settings, report, progress
+        self._ahead = LookAhead(jobs, self._decode, settings.most_pixels)
+        self._encoders = ThreadPoolExecutor(THREADS)
+        self._untold: deque[Item] = deque()  # in the order of the jobs
+        self._denoised = 0
+
+    def all_of(self) -> None:
+        while item := self._take(self._ahead.next()):
+            if item.job.video:
+                self._denoise_video(item)
+            else:
+                self._denoise_pictures(item)
+        while self._untold:
+            self._untold[0].writing.exception()  # waits for it
+            self._tell()
+
+    def close(self) -> None:
+        """End all threads; what is denoised is written first."""
+        self._ahead.close()
+        self._encoders.shutdown()
+        self._tell()
+
+    def _decode(self, job: Job, data: bytes) -> Picture:
+        """In a thread. What cannot be written is refused here, before the minutes that a large picture takes."""
+        _check_writable(job.target)
+        picture = decode_picture(data, str(job.source), most_pixels=self._settings.most_pixels)
+        if self._settings.depth == 8 and self._denoiser.engine.io == "uint8":
+            picture = eight_bits(picture)  # the engine takes no others
+        depth = np.dtype(np.uint8) if self._settings.depth == 8 else picture.pixels.dtype
+        check_encodable(job.target.suffix, depth, picture.alpha is not None)
+        return picture
+
+    def _take(self, item: Item | None) -> Item | None:
+        if item:
+            self._untold.append(item)
+        return item
+
+    def _denoise_pictures(self, first: Item) -> None:
+        """The first and those that are decoded behind it, as one stream for the engine."""
+        on_way: deque[tuple[Item, Picture]] = deque()
+        strength = self._settings.strength
+
+        def given() -> Iterator[NDArray[Any]]:
+            item: Item | None = first
+            while item:
+                try:
+                    picture = item.take()
+                except (SadnetError, MemoryError) as error:
+                    self._fail(item, error)
+                else:
+                    on_way.append((item, picture))
+                    yield picture.pixels
+                    del picture  # nothing but `on_way` is to hold it
+                item = self._take(self._ahead.next_decoded())
+
+        try:
+            with contextlib.closing(self._denoiser.denoise_stream(given(), strength)) as results:
+                for pixels in results:
+                    self._write(*on_way.popleft(), pixels)
+                    del pixels  # or it would be held until the next is there
+                    self._advance()
+        except (SadnetError, MemoryError):
+            while on_way:  # it is one of these: alone, each shows whether it is
+                item, picture = on_way.popleft()
+                try:
+                    pixels = self._denoiser.denoise(picture.pixels, strength)
+                except (SadnetError, MemoryError) as error:
+                    self._fail(item, error)
+                else:
+                    self._write(item, picture, pixels)
+        self._advance()
+
+    def _write(self, item: Item, picture: Picture, pixels: NDArray[Any]) -> None:
+        item.writing = self._encoders.submit(self._encode, item, replace(picture, pixels=pixels))
+        self._denoised += 1
+
+    def _encode(self, item: Item, picture: Picture) -> tuple[str, ...]:
+        """In a thread."""
+        try:
+            if self._settings.depth == 8:
+                picture = eight_bits(picture)
+            lost = write_picture(
+                item.job.target, picture, overwrite=self._settings.overwrite, quality=self._settings.quality
+            )
+        finally:
+            self._ahead.give_back(item)
+        return (f"{item.job.target} does not keep the metadata of {item.job.source} ({', '.join(lost)})",) * bool(lost)
+
+    def _denoise_video(self, item: Item) -> None:
+        def frames(done: int, total: int | None) -> None:
+            self._tell()
+            self._progress(self._denoised + (min(done / total, 1) if total else 0))
+
+        settings = self._settings
+        try:
+            notes = denoise_video(
+                self._denoiser,
+                item.job.source,
+                item.job.target,
+                strength=settings.strength,
+                overwrite=settings.overwrite,
+                report=frames,
+                quality=settings.quality,
+            )
+        except (SadnetError, MemoryError) as error:
+            self._fail(item, error)
+        else:
+            self._ahead.give_back(item)
+            item.writing.set_result(tuple(notes))
+            self._denoised += 1
+        self._advance()
+
+    def _fail(self, item: Item, error: SadnetError | MemoryError) -> None:
+        self._ahead.give_back(item)
+        item.writing.set_exception(error)
+        self._denoised += 1
+
+    def _advance(self) -> None:
+        self._tell()
+        self._progress(self._denoised)
+
+    def _tell(self) -> None:
+        """Report the outcomes that are known, in order. Raises what is no fault of a file."""
+        while self._untold and self._untold[0].writing.done():
+            item = self._untold.popleft()
+            error = item.writing.exception()
+            if error is None:
+                self.summary.done += 1
+                self._report(Outcome(item.job, notes=item.writing.result()))
+            elif isinstance(error, SadnetError | MemoryError):
+                self.summary.faults.append(_named(error, item.job.source))
+                self._report(Outcome(item.job, self.summary.faults[-1]))
+            else:
+                raise error
+
+
+def _named(error: BaseException, source: Path) -> SadnetError:
+    """The error as one of that file."""
+    if isinstance(error, SadnetError):
+        return error if str(source) in str(error) else type(error)(f"{source}: {error}")
+    return InputError(f"{source}: expected a picture that fits into memory, found a larger one")
+
+
+def _check_writable(target: Path) -> None:
+    """Raise OutputError where the folder of `target` cannot be written to, or cannot be made."""
+    folder = next(path for path in target.absolute().parents if os.path.lexists(path))
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {target}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {target}: no permission to write into {folder}")

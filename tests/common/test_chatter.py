@@ -1,0 +1,84 @@
+"""Codecs say nothing, and what others say comes through."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.chatter import quiet_stderr
+from common.images import Picture, encode_picture
+
+
+def test_codecs_say_nothing_and_stderr_comes_back(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    jpeg, png = (bytearray(encode_picture(Picture(noise), suffix)[0]) for suffix in (".jpg", ".png"))
+    jpeg[len(jpeg) // 2 : len(jpeg) // 2 + 20] = bytes(20)
+    png[png.index(b"IDAT") + 10] ^= 1
+    (tmp_path / "damaged.jpg").write_bytes(jpeg)
+    (tmp_path / "damaged.png").write_bytes(png)
+    code = """
+import os, sys
+import cv2, numpy as np
+from common.errors import InputError
+from common.images import read_picture
+for name in sys.argv[2:]:
+    if sys.argv[1] == "ours":
+        try:
+            read_picture(name)
+        except InputError:
+            pass
+    else:
+        cv2.imdecode(np.fromfile(name, np.uint8), cv2.IMREAD_UNCHANGED)
+os.write(2, b"heard")
+"""
+
+    def said(reader: str, name: str) -> bytes:
+        command = [sys.executable, "-c", code, reader, str(tmp_path / name)]
+        return subprocess.run(command, capture_output=True, check=True).stderr
+
+    for name in ("damaged.jpg", "damaged.png"):
+        assert len(said("OpenCV", name)) > len(b"heard"), "the file is to make the codec speak"
+        assert said("ours", name) == b"heard"
+
+
+def test_threads_do_not_wait_for_each_other(capfd: pytest.CaptureFixture[str]) -> None:
+    both = threading.Barrier(2, timeout=10)  # breaks where one block keeps the other out
+
+    def quiet(first: bool) -> None:
+        with quiet_stderr():
+            both.wait()
+            os.write(2, b"chatter")
+            if first:
+                both.wait()
+        if not first:
+            os.write(2, b"chatter")  # the other block is still open
+            both.wait()
+
+    threads = [threading.Thread(target=quiet, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not both.broken
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
+
+
+def test_no_file_descriptor_is_left_open() -> None:
+    with open(os.devnull) as file:
+        lowest = file.fileno()
+    for _ in range(5):
+        with quiet_stderr(), quiet_stderr():
+            pass
+    with open(os.devnull) as file:
+        assert file.fileno() == lowest
+
+
+def test_a_process_without_stderr_reads_pictures(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encode_picture(Picture(np.zeros((4, 4), np.uint8)), ".png")[0])
+    code = "import sys; from common.images import read_picture; read_picture(sys.argv[1])"
+    subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, tmp_path / "x.png"], check=True)

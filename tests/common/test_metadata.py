@@ -1,0 +1,209 @@
+"""What a file says of a picture is there again in the next one, where other programs look for it."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from common.directories import DamagedError, Reader, Tags, pack
+from common.images import Picture, encode_picture, read_picture, write_picture
+from common.metadata import Metadata, orientation, without_orientation
+
+RGB = np.dstack(np.meshgrid(np.arange(0, 200, 5), np.arange(0, 240, 10), [60])).reshape(24, 40, 3).astype(np.uint8)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LARGE_PROFILE = PROFILE + np.random.default_rng(1).bytes(150_000)
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/">Grüße</x:xmpmeta>'.encode()
+KINDS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF"}
+MAKE, ORIENTATION, COPYRIGHT, EXIF_IFD, GPS_IFD = 0x010F, 0x0112, 0x8298, 0x8769, 0x8825
+EXPOSURE_TIME, ISO, MAKER_NOTE, LATITUDE = 0x829A, 0x8827, 0x927C, 2
+NOTE = bytes(range(256)) * 3
+
+
+def exif(turned: int = 1) -> Image.Exif:
+    tags = Image.Exif()
+    tags[MAKE], tags[COPYRIGHT] = "Maker", "Someone"
+    if turned != 1:
+        tags[ORIENTATION] = turned
+    tags.get_ifd(EXIF_IFD).update({EXPOSURE_TIME: 0.004, ISO: 3200, MAKER_NOTE: NOTE})
+    tags.get_ifd(GPS_IFD).update({1: "N", LATITUDE: (52.0, 30.0, 0.5)})
+    return tags
+
+
+def saved(suffix: str, image: Image.Image | None = None, **options: Any) -> bytes:
+    file = io.BytesIO()
+    if suffix == ".png" and "xmp" in options:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode(), zip=True)
+    if suffix == ".tif" and "xmp" in options:
+        options["exif"][700] = options.pop("xmp")
+    (image or Image.fromarray(RGB)).save(file, KINDS[suffix], **options)
+    return file.getvalue()
+
+
+def read(folder: Path, data: bytes) -> Picture:
+    (folder / "x").write_bytes(data)
+    return read_picture(folder / "x")
+
+
+def told(image: Image.Image) -> dict[int, Any]:
+    """What Pillow reads of EXIF, its directories too."""
+    tags = image.getexif()
+    ours = {key: tags[key] for key in (MAKE, COPYRIGHT, ORIENTATION) if key in tags}
+    return ours | dict(tags.get_ifd(EXIF_IFD)) | {-key: value for key, value in tags.get_ifd(GPS_IFD).items()}
+
+
+EXPECTED = {
+    **{MAKE: "Maker", COPYRIGHT: "Someone", EXPOSURE_TIME: 0.004, ISO: 3200, MAKER_NOTE: NOTE},
+    **{-1: "N", -LATITUDE: (52.0, 30.0, 0.5)},
+}
+
+
+@pytest.mark.parametrize("into", KINDS)
+@pytest.mark.parametrize("source", KINDS)
+def test_exif_xmp_and_icc_go_from_every_format_to_every_other(tmp_path: Path, source: str, into: str) -> None:
+    first = ".jpg" if source == ".tif" else source  # Pillow writes no EXIF directory into a TIFF
+    picture = read(tmp_path, saved(first, exif=exif(), xmp=XMP, icc_profile=LARGE_PROFILE))
+    picture = read(tmp_path, encode_picture(picture, ".tif")[0]) if source == ".tif" else picture
+    assert set(picture.metadata) == {"EXIF", "XMP", "ICC"}
+    path = tmp_path / f"out{into}"
+    assert write_picture(path, picture, overwrite=False) == ()
+    with Image.open(path) as image:
+        assert told(image) == EXPECTED
+        xmp = image.info["XML:com.adobe.xmp"].encode() if into == ".png" else image.info["xmp"]
+        assert xmp == XMP
+        assert image.info["icc_profile"] == LARGE_PROFILE
+        if into in (".png", ".tif"):
+            np.testing.assert_array_equal(np.asarray(image), picture.pixels)
+    again = read_picture(path)
+    assert again.metadata["XMP"] == XMP
+    assert again.metadata["ICC"] == LARGE_PROFILE
+
+
+@pytest.mark.parametrize("into", [*KINDS, ".bmp"])
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_every_picture_is_shown_as_its_original(tmp_path: Path, source: str, into: str, turned: int) -> None:
+    """The orientation is applied once: by who shows the picture, or to the pixels."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16] = 255  # no turn and no mirror image of it looks the same
+    original = saved(source, Image.fromarray(pixels), exif=exif(turned))
+    data, lost = encode_picture(read(tmp_path, original), into)
+    shown, expected = (
+        np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file)))).astype(int) for file in (data, original)
+    )
+    assert lost == (("EXIF",) if into == ".bmp" else ())
+    assert shown.shape == expected.shape
+    assert np.abs(shown - expected).max() < 60  # JPEG and WebP blur
+
+
+def test_an_xmp_packet_does_not_turn_a_tiff_again(tmp_path: Path) -> None:
+    for packet in (b'<rdf:Description tiff:Orientation="6"/>', b"<tiff:Orientation>6</tiff:Orientation>"):
+        upright = without_orientation(packet)
+        assert upright == packet.replace(b"6", b"1")
+        assert read(tmp_path, saved(".tif", exif=exif(6), xmp=packet)).metadata["XMP"] == upright
+        assert read(tmp_path, saved(".tif", exif=exif(1), xmp=packet)).metadata["XMP"] == packet
+        assert read(tmp_path, saved(".jpg", exif=exif(6), xmp=packet)).metadata["XMP"] == packet
+
+
+def test_formats_that_lose_metadata_say_so() -> None:
+    metadata: Metadata = {"EXIF": exif(1).tobytes()[6:], "XMP": XMP, "ICC": PROFILE, "CICP": b"\1\15\0\1"}
+    assert encode_picture(Picture(RGB, metadata=metadata), ".bmp")[1] == ("EXIF", "XMP", "ICC", "CICP")
+    assert encode_picture(Picture(RGB, metadata=metadata), ".png")[1] == ()
+    for suffix in (".jpg", ".webp", ".tif"):
+        assert encode_picture(Picture(RGB, metadata=metadata), suffix)[1] == ("CICP",)
+
+
+def test_what_is_too_large_for_jpeg_is_dropped_alone_and_named(tmp_path: Path) -> None:
+    metadata: Metadata = {"EXIF": exif(3).tobytes()[6:] + bytes(70_000), "XMP": XMP}
+    data, lost = encode_picture(Picture(RGB, metadata=metadata), ".jpg", quality=100)
+    assert lost == ("EXIF",)
+    again = read(tmp_path, data)
+    assert again.metadata == {"XMP": XMP}
+    assert np.abs(again.pixels.astype(int) - RGB[::-1, ::-1]).mean() < 30  # turned, now that nothing says so
+
+
+def test_damaged_exif_stops_no_tiff(tmp_path: Path) -> None:
+    data, lost = encode_picture(Picture(RGB, metadata={"EXIF": b"MM\0*\xff\xff\xff\xff", "XMP": XMP}), ".tif")
+    assert lost == ("EXIF",)
+    assert read(tmp_path, data).metadata == {"XMP": XMP}
+
+
+def test_profiles_of_other_colours_are_not_attached(tmp_path: Path) -> None:
+    cmyk, gray = (PROFILE[:16] + space + PROFILE[20:] for space in (b"CMYK", b"GRAY"))
+    picture = read(tmp_path, saved(".jpg", Image.fromarray(RGB).convert("CMYK"), icc_profile=cmyk))
+    assert (picture.pixels.shape, picture.metadata) == (RGB.shape, {})
+    picture = read(tmp_path, saved(".jpg", Image.fromarray(RGB).convert("L"), icc_profile=gray))
+    assert encode_picture(picture, ".png")[1] == ()
+    assert encode_picture(picture, ".webp")[1] == ("ICC",)  # which has no gray
+    assert encode_picture(Picture(RGB[..., 0], metadata={"ICC": PROFILE}), ".png")[1] == ("ICC",)
+
+
+def test_what_a_png_compresses_is_bounded(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", " " * (2**26 + 1), zip=True)
+    data = saved(".png", pnginfo=info)
+    assert len(data) < 10**6
+    assert read(tmp_path, data).metadata == {}
+
+
+def test_no_photo_of_a_tiff_writer_is_taken_for_one_with_exif(tmp_path: Path) -> None:
+    data, _ = encode_picture(Picture(RGB), ".tif")
+    assert read(tmp_path, data).metadata == {}
+
+
+VALUES = st.tuples(st.just(7), st.binary(min_size=1, max_size=9)) | st.integers(0, 2**32 - 1).map(
+    lambda value: (4, value.to_bytes(4, "little"))
+)
+TAGS: st.SearchStrategy[Tags] = st.dictionaries(st.integers(1, 30_000), VALUES, max_size=8)
+
+
+@settings(deadline=None)
+@given(tags=TAGS, below=TAGS, at=st.integers(4, 40).map(lambda half: 2 * half))
+def test_directories_come_back(tags: Tags, below: Tags, at: int) -> None:
+    both: Tags = {**tags, EXIF_IFD: below}
+    data = (b"II*\0" + at.to_bytes(4, "little")).ljust(at, b"\0") + pack(both, at)
+    assert Reader(data).copy(both) == both
+    for end in range(0, len(data), 7):  # cut off: nothing is there that was not
+        with contextlib.suppress(DamagedError):
+            found = Reader(data[:end]).copy(both)
+            inner = found.pop(EXIF_IFD, {})
+            assert isinstance(inner, dict)
+            assert all(both[code] == value for code, value in found.items())
+            assert all(below[code] == value for code, value in inner.items())
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.binary(max_size=80), order=st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]))
+def test_directories_of_any_bytes_end(data: bytes, order: bytes) -> None:
+    with contextlib.suppress(DamagedError):
+        Reader(order + data).copy({MAKE, ORIENTATION, EXIF_IFD, GPS_IFD})
+    assert 1 <= orientation({"EXIF": order + data}) <= 8
+
+
+def test_values_used_many_times_do_not_multiply() -> None:
+    """10,000 tags of one megabyte each, in a file of one megabyte."""
+    value = (8 + 2 + 12 * 10_000).to_bytes(4, "little")
+    entries = b"".join(
+        code.to_bytes(2, "little") + b"\7\0" + (10**6).to_bytes(4, "little") + value for code in range(1, 10_001)
+    )
+    data = b"II*\0\x08\0\0\0" + (10_000).to_bytes(2, "little") + entries + bytes(10**6 + 4)
+    with pytest.raises(DamagedError, match="more values than data"):
+        Reader(data).copy(range(1, 10_001))
+
+
+def test_a_tiff_written_here_is_read_elsewhere() -> None:
+    metadata: Metadata = {"EXIF": exif(6).tobytes()[6:], "XMP": XMP, "ICC": PROFILE}
+    data, _ = encode_picture(Picture(RGB.astype(np.uint16) * 257, metadata=metadata), ".tif")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tags = file.pages.first.tags
+        assert (tags["Make"].value, tags["Orientation"].value, tags["XMP"].value) == ("Maker", 6, XMP)
+        assert tags["ExifTag"].value["ExposureTime"] == 0.004
+        assert tags["InterColorProfile"].value == PROFILE
+        assert len(file.pages) == 1

@@ -1,0 +1,340 @@
+"""Many files: what is denoised, in which memory, how fast, and what an error or Ctrl-C leaves."""
+
+import _thread
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import DependencyError, InputError, ModelError, OutputError
+from common.images import Picture, decode_picture, encode_picture, read_picture, write_picture
+from runtime import lookahead, pipeline
+from runtime.denoiser import Denoiser
+from runtime.engines.base import Engine, Images, Io
+from runtime.jobs import Job
+from runtime.pipeline import Outcome, Settings, denoise_files
+
+
+class Negative(Engine):
+    """What is denoised is the negative; `before` is called with every batch."""
+
+    name, channels = "double", 3
+
+    def __init__(self, before: Callable[[Images], object] = lambda images: None, io: Io = "float32") -> None:
+        self.before, self.io = before, io
+
+    def _run(self, images: Images) -> Images:
+        self.before(images)
+        return 255 - images if self.io == "uint8" else 1 - images
+
+
+class Overlapping(Negative):
+    """Takes a batch or two more before it gives a result, as engines with a device do."""
+
+    def _stream(self, batches: Any) -> Iterator[Images]:
+        waiting: list[Images] = []
+        for images in batches:
+            waiting.append(self._run(images))
+            if len(waiting) > 2:
+                yield waiting.pop(0)
+        yield from waiting
+
+
+def photo(path: Path, seed: int = 0, size: tuple[int, int] = (24, 40), dtype: Any = np.uint8) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (*size, 3), dtype, endpoint=True)
+    write_picture(path, Picture(pixels), overwrite=True)
+    return path
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    return [Job(photo(tmp_path / "in" / f"{i:02}.png", i), tmp_path / "out" / f"{i:02}.png") for i in range(20)]
+
+
+def check(job: Job) -> None:
+    np.testing.assert_array_equal(read_picture(job.target).pixels, 255 - read_picture(job.source).pixels)
+
+
+@pytest.mark.parametrize("engine", [Negative(), Overlapping(), Overlapping(io="uint8")])
+def test_every_file_is_denoised_and_told_in_order(jobs: list[Job], engine: Engine) -> None:
+    outcomes: list[Outcome] = []
+    counts: list[float] = []
+    summary = denoise_files(Denoiser(engine), jobs, report=outcomes.append, progress=counts.append)
+    assert (summary.done, summary.faults, summary.interrupted) == (20, [], None)
+    assert outcomes == [Outcome(job) for job in jobs]
+    assert counts == sorted(counts)
+    assert counts[-1] == 20
+    for job in jobs:
+        check(job)
+
+
+@pytest.mark.parametrize("engine", [Negative, Overlapping])
+def test_a_fault_anywhere_stops_nothing_else(jobs: list[Job], engine: type[Negative]) -> None:
+    """At reading, decoding, denoising (for ever, or once), encoding and writing."""
+    bad = {1: "missing", 3: "damaged", 6: "network", 7: "network", 11: "alpha", 12: "exists", 15: "memory"}
+    jobs[1].source.unlink()
+    jobs[3].source.write_bytes(jobs[3].source.read_bytes()[:-30])
+    marked = {}
+    for number in (6, 7, 15):
+        pixels = read_picture(jobs[number].source).pixels.copy()
+        pixels[0, 0] = marked[number] = (number, 99, 98)
+        write_picture(jobs[number].source, Picture(pixels), overwrite=True)
+    write_picture(jobs[11].source, Picture(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)), overwrite=True)
+    jobs[11] = Job(jobs[11].source, jobs[11].target.with_suffix(".jpg"))
+    jobs[12].target.parent.mkdir(parents=True)
+    jobs[12].target.write_bytes(b"the user's")
+    spoiled = [9]  # this one only while it is with others
+
+    def failing(images: Images) -> None:
+        first = tuple(np.rint(images[0, :, 0, 0] * 255).astype(int))
+        if first == marked[15]:
+            raise MemoryError
+        if first in (marked[6], marked[7]):
+            raise ModelError("the network cannot be run")
+        if spoiled and first == tuple(read_picture(jobs[9].source).pixels[0, 0]):
+            spoiled.clear()
+            raise ModelError("once")
+
+    outcomes: list[Outcome] = []
+    summary = denoise_files(Denoiser(engine(failing)), jobs, report=outcomes.append)
+    assert [outcome.job for outcome in outcomes] == jobs
+    assert [number for number, outcome in enumerate(outcomes) if outcome.fault] == list(bad)
+    assert (summary.done, len(summary.faults)) == (13, 7)
+    words = ("nothing of that name", "cannot be decoded", "be run", "be run", "transparency", "exists already", "fits")
+    for number, word in zip(bad, words, strict=True):
+        text = str(outcomes[number].fault)
+        assert word in text
+        assert text.count(str(jobs[number].source)) == 1
+    for number in set(range(20)) - set(bad):
+        check(jobs[number])
+    assert jobs[12].target.read_bytes() == b"the user's"
+    assert len(list(jobs[0].target.parent.iterdir())) == 14
+
+
+def test_reading_and_writing_hide_behind_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other they take as long as the network does; the doubles sleep, as this machine may be busy."""
+    monkeypatch.setattr(pipeline, "decode_picture", _slowed(decode_picture, 0.02))
+    monkeypatch.setattr(pipeline, "write_picture", _slowed(write_picture, 0.02))
+    jobs = [Job(photo(tmp_path / f"{i}.png", i), tmp_path / "out" / f"{i}.png") for i in range(25)]
+    summary = denoise_files(Denoiser(Negative(lambda images: time.sleep(0.05))), jobs)
+    engine_alone = 25 * 0.05
+    assert summary.done == 25
+    assert engine_alone <= summary.seconds < engine_alone / 0.8
+
+
+def _slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return function(*arguments, **options)
+
+    return slow
+
+
+@pytest.mark.parametrize("engine", [Negative, Overlapping])
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: type[Negative]) -> None:
+    """No more pictures are decoded than there is room for; one that is too large for the bound is done alone."""
+    size = 4 * 64 * 64
+    large = 5
+    monkeypatch.setattr(lookahead, "COPIES", 1)
+    monkeypatch.setattr(lookahead, "MOST_BYTES", 3 * (size + 20_000))  # of a file there are its bytes too
+    held: dict[str, int] = {}
+    most: list[tuple[int, set[str]]] = []
+    lock = threading.Lock()
+
+    def decoding(data: bytes, name: str, **options: Any) -> Picture:
+        with lock:
+            held[Path(name).stem] = len(data)
+            most.append((sum(held.values()), set(held)))
+        return decode_picture(data, name, **options)
+
+    def writing(path: Path, *arguments: Any, **options: Any) -> Any:
+        time.sleep(0.005)
+        result = write_picture(path, *arguments, **options)
+        with lock:
+            del held[path.stem]
+        return result
+
+    monkeypatch.setattr(pipeline, "decode_picture", decoding)
+    monkeypatch.setattr(pipeline, "write_picture", writing)
+    sizes = [(512, 512) if i == large else (64, 64) for i in range(15)]
+    jobs = [Job(photo(tmp_path / f"{i}.png", i, size), tmp_path / "out" / f"{i}.png") for i, size in enumerate(sizes)]
+    assert denoise_files(Denoiser(engine()), jobs).done == 15
+    assert max(len(names) for _, names in most) in (2, 3)
+    assert all(names == {str(large)} for _, names in most if str(large) in names)
+
+
+def test_few_files_are_ahead_of_a_slow_network(tmp_path: Path) -> None:
+    """However small the pictures are, a folder of a million is not read into memory."""
+    jobs = [Job(tmp_path / f"{i}.png", tmp_path / "out" / f"{i}.png") for i in range(lookahead.MOST_FILES * 3)]
+    first = photo(jobs[0].source)
+    taken = []
+
+    def counted() -> Iterator[Job]:
+        for job in jobs:
+            taken.append(job)
+            yield job
+
+    run = pipeline._Run(Denoiser(Negative()), counted(), Settings(), lambda outcome: None, lambda files: None)
+    time.sleep(0.2)
+    assert len(taken) == lookahead.MOST_FILES + 1  # the last waits for a place
+    run.all_of()
+    run.close()
+    assert (run.summary.done, len(run.summary.faults), first.exists()) == (1, len(jobs) - 1, True)
+
+
+def test_ctrl_c_leaves_whole_files_only(jobs: list[Job]) -> None:
+    seen = 0
+
+    def interrupt(images: Images) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 7:
+            _thread.interrupt_main()
+
+    outcomes: list[Outcome] = []
+    summary = denoise_files(Denoiser(Negative(interrupt)), jobs, report=outcomes.append)
+    assert summary.interrupted == ""
+    assert 0 < summary.done < 20
+    assert summary.faults == []
+    assert [outcome.job for outcome in outcomes] == jobs[: summary.done]
+    written = sorted(jobs[0].target.parent.iterdir())
+    assert written == [job.target for job in jobs[: summary.done]]
+    for job in jobs[: summary.done]:
+        check(job)
+    rest = [job for job in jobs if not job.target.exists()]
+    assert denoise_files(Denoiser(Negative()), rest).done == 20 - summary.done
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("where", ["decode_picture", "write_picture"])
+def test_a_defect_of_ours_is_not_told_as_a_bad_file(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def defect(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, where, defect)
+    with pytest.raises(ZeroDivisionError):
+        denoise_files(Denoiser(Negative()), jobs)
+    assert threading.active_count() == 1
+
+
+def test_a_full_disk_fails_one_file_and_leaves_nothing(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write_bytes(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    summary = denoise_files(Denoiser(Negative()), jobs[:3])
+    assert (summary.done, [type(fault) for fault in summary.faults]) == (0, [OutputError] * 3)
+    assert all("No space left" in str(fault) for fault in summary.faults)
+    assert list(jobs[0].target.parent.iterdir()) == []
+
+
+def test_what_cannot_be_written_costs_no_time_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = photo(tmp_path / "a.png", dtype=np.uint16)
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir()
+    ran: list[Images] = []
+    jobs = [Job(source, tmp_path / target) for target in ("a.jpg", "file/a.png", "locked/below/a.png")]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "locked")  # root may write anywhere
+    summary = denoise_files(Denoiser(Negative(ran.append)), jobs)
+    for fault, words in zip(summary.faults, ("JPEG holds 8 bits", "is not a folder", "no permission"), strict=True):
+        assert words in str(fault)
+    assert not ran
+
+
+@pytest.mark.parametrize("io", ["float32", "uint8"])
+def test_depth_of_8(tmp_path: Path, io: Io) -> None:
+    source = photo(tmp_path / "a.png", dtype=np.uint16)
+    jobs = [Job(source, tmp_path / "out" / f"a{suffix}") for suffix in (".png", ".tif", ".jpg", ".webp", ".bmp")]
+    summary = denoise_files(Denoiser(Negative(io=io)), jobs, Settings(depth=8))
+    assert (summary.done, summary.faults) == (5, [])
+    expected = 255 - read_picture(source).pixels / 257
+    for job in jobs[:2]:
+        pixels = read_picture(job.target).pixels
+        assert pixels.dtype == np.uint8
+        assert np.abs(pixels - expected).max() <= 0.502  # rounded, not cut off
+    assert denoise_files(Denoiser(Negative()), jobs[:1], Settings(overwrite=True)).done == 1
+    assert read_picture(jobs[0].target).pixels.dtype == np.uint16
+
+
+def test_quality_strength_alpha_and_notes(tmp_path: Path) -> None:
+    pixels, alpha = np.full((16, 16, 3), 200, np.uint8), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    exif = b"MM\0*\0\0\0\x08\0\0\0\0\0\0"
+    write_picture(tmp_path / "a.png", Picture(pixels, alpha, {"EXIF": exif}), overwrite=False)
+    job = Job(tmp_path / "a.png", tmp_path / "a.bmp")
+    outcomes: list[Outcome] = []
+    denoise_files(Denoiser(Negative()), [job], Settings(strength=0.5), report=outcomes.append)
+    assert outcomes[0].notes == (f"{job.target} does not keep the metadata of {job.source} (EXIF)",)
+    result = read_picture(job.target)
+    np.testing.assert_array_equal(result.alpha, alpha)
+    assert set(np.unique(result.pixels)) <= {127, 128}
+    noisy = photo(tmp_path / "noisy.png", size=(64, 64))
+    sizes = []
+    for quality in (30, 95):
+        job = Job(noisy, tmp_path / f"{quality}.jpg")
+        denoise_files(Denoiser(Negative()), [job], Settings(quality=quality))
+        sizes.append(job.target.stat().st_size)
+    assert sizes[0] < sizes[1] / 2
+
+
+@pytest.mark.parametrize("options", [{"strength": 2}, {"quality": 0}, {"quality": 101}, {"depth": 16}])
+def test_settings_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        Settings(**options)
+
+
+def test_videos_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def denoise_video(denoiser: Denoiser, source: Path, target: Path, **options: Any) -> list[str]:
+        report = options.pop("report")
+        calls.append((denoiser, source.name, options))
+        if source.name == "b.mp4":
+            raise DependencyError("expected the package av, found none: pip install -e '.[video]'")
+        if source.name == "d.mp4":
+            raise KeyboardInterrupt(f"the first 3 frames are kept in {target}.partial")
+        report(1, None)
+        report(1, 4)
+        report(5, 4)  # the number of frames may be a guess
+        return ["d does not keep the captions"]
+
+    monkeypatch.setattr(pipeline, "denoise_video", denoise_video)
+    denoiser = Denoiser(Negative())
+    names = ("a.png", "a.mp4", "b.mp4", "c.png", "d.mp4", "e.png")
+    for name in names:
+        if name.endswith(".png"):
+            photo(tmp_path / name)
+    jobs = [Job(tmp_path / name, tmp_path / "out" / name) for name in names]
+    outcomes: list[Outcome] = []
+    counts: list[float] = []
+    settings = Settings(0.5, quality=80, overwrite=True)
+    summary = denoise_files(denoiser, jobs, settings, report=outcomes.append, progress=counts.append)
+    options = {"strength": 0.5, "quality": 80, "overwrite": True}
+    assert calls == [(denoiser, name, options) for name in ("a.mp4", "b.mp4", "d.mp4")]
+    assert [bool(outcome.fault) for outcome in outcomes] == [False, False, True, False]
+    assert outcomes[1].notes == ("d does not keep the captions",)
+    assert f"{tmp_path}/b.mp4: expected the package av" in str(outcomes[2].fault)
+    assert counts == sorted(counts)
+    assert 1.25 in counts
+    assert summary.interrupted == f"the first 3 frames are kept in {tmp_path}/out/d.mp4.partial"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+def test_tiny_and_narrow_pictures(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
+    job = Job(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    job.source.write_bytes(encode_picture(Picture(np.full((*size, 3), 40, np.uint8)), suffix)[0])
+    assert denoise_files(Denoiser(Negative()), [job]).done == 1
+    result = read_picture(job.target).pixels
+    assert result.shape == (*size, 3)
+    assert np.abs(result.astype(int) - 215).max() <= 3
