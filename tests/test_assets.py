@@ -17,17 +17,20 @@ from common.padding import pad_to_multiple
 from export.to_onnx import ExportedNetwork, Io, Precision
 from runtime.denoiser import Denoiser
 from runtime.engines.ort import OrtEngine
+from train.camera import add_camera_noise, draw_camera
+from train.config import CameraConfig
 from train.noise import protocol_noise
 from train.sadnet import SADNetConfig
 from train.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
+REAL = ROOT.parent / "shared" / "data" / "CC"
 
 
-@pytest.fixture(scope="module")
-def card() -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((ASSETS / "blind_color.json").read_text())
+@pytest.fixture(scope="module", params=["blind_color", "real_color"])
+def card(request: pytest.FixtureRequest) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((ASSETS / f"{request.param}.json").read_text())
     return result
 
 
@@ -52,8 +55,9 @@ def test_bundled_model_denoises_the_sample() -> None:
 
 
 def test_card_belongs_to_the_files_beside_it(card: dict[str, Any]) -> None:
-    assert card["sha256"] == {name: sha256(ASSETS / name) for name in ("blind_color.safetensors", "blind_color.onnx")}
-    assert SADNetConfig(**card["trained"]["config"]["model"]) == load_weights(ASSETS / "blind_color.safetensors").config
+    weights, model = (f"{card['name']}.{kind}" for kind in ("safetensors", "onnx"))
+    assert card["sha256"] == {name: sha256(ASSETS / name) for name in (weights, model)}
+    assert SADNetConfig(**card["trained"]["config"]["model"]) == load_weights(ASSETS / weights).config
     for key in ("training_data", "terms", "commit", "scored_on"):
         assert card[key]
     assert card["trained"]["step"] > 0
@@ -76,6 +80,23 @@ def test_bundled_onnx_file_agrees_with_pytorch(batch: int, width: int, height: i
         expected = load_weights(ASSETS / "blind_color.safetensors")(torch.from_numpy(x)).numpy()
     with OrtEngine(ASSETS / "blind_color.onnx") as engine:
         assert np.abs(engine.run(x) - expected).max() <= 1e-4
+
+
+def test_real_model_denoises_what_a_camera_leaves() -> None:
+    """On CC pairs where the checkout has them beside it; else on the sample with the noise of its training."""
+    if pairs := sorted(REAL.glob("*_real.png"))[:2]:
+        images = [
+            (read_picture(p).pixels, read_picture(p.with_name(p.name.replace("real", "mean"))).pixels) for p in pairs
+        ]
+    else:
+        clean = torch.from_numpy(photo("astronaut_clean.png")[:256, :256].transpose(2, 0, 1)[None] / np.float32(255))
+        noisy = add_camera_noise(clean, [draw_camera(CameraConfig(share=1.0), np.random.default_rng(7))], [7])
+        as_bytes = (np.rint(x[0].numpy().transpose(1, 2, 0) * 255).astype(np.uint8) for x in (noisy, clean))
+        images = [tuple(as_bytes)]
+    with Denoiser(ASSETS / "real_color.onnx") as denoiser:
+        for noisy_image, clean_image in images:
+            before, after = (psnr(x / 255, clean_image / 255) for x in (noisy_image, denoiser.denoise(noisy_image)))
+            assert after > before + 1
 
 
 def test_half_arithmetic_costs_less_than_a_hundredth_of_a_decibel() -> None:

@@ -90,6 +90,13 @@ def test_quality_table_is_the_model_cards() -> None:
         assert f"{score['psnr']:.2f} / {score['ssim']:.3f}" in row
 
 
+def test_real_table_is_the_model_cards() -> None:
+    (score,) = json.loads((ROOT / "assets" / "real_color.json").read_text())["scores"]
+    for name, prefix in (("noisy", "noisy_"), ("`real_color`", "")):
+        figures = f"{score[f'{prefix}psnr']:.2f} / {score[f'{prefix}ssim']:.3f}"
+        assert f"| {score['set']} | {name} | {figures} |" in README
+
+
 def test_benchmark_table_is_the_result_files() -> None:
     result = json.loads((ROOT / "docs" / "results" / "benchmark_cpu.json").read_text())
     assert result["cpu"] in README
