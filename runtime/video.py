@@ -149,7 +149,7 @@ def _denoise(
             waiting.append(encoding.submit(_write, written, on_way.popleft(), clean))
             if len(waiting) > BEHIND:
                 waiting.popleft().result()
-            report(done, clip.frames)
+            report(done, clip.total)
         for future in waiting:
             future.result()
 

@@ -2,7 +2,8 @@
 
 Only the change is brought back: a sample that the network leaves alone keeps its value, whatever matrix and range the
 file has, and colours that RGB cannot hold are not lost. Samples of limited range keep their foot- and headroom, code 0
-is 0 and the highest code is 1, so that noise below black and highlights above white are seen and not clipped.
+is 0 and the highest code is 1, so that noise below black and highlights above white are seen and not clipped. The
+transfer curve stays as it is: of HDR video the network, which knows sRGB, sees the PQ or HLG codes.
 
 Chroma samples are repeated to the size of the luma, and their change is the mean of what it is over the pixels that
 share them. That is an exact inverse, which bilinear and bicubic enlarging lack: denoising 4:2:0 with the bundled model

@@ -20,8 +20,7 @@ class Encoder:
     """An encoder of FFmpeg.
 
     codec: what it writes. option: the one that takes the quality, from `best` at 100 to `worst` at 0; "" where it has
-    none. whole_chroma: widths and heights are multiples of what chroma samples cover. full_range: the one range that
-    its files can state, None for both.
+    none. whole_chroma: widths and heights are multiples of what chroma samples cover.
     """
 
     codec: str
@@ -30,7 +29,6 @@ class Encoder:
     worst: float = 51
     options: dict[str, str] = field(default_factory=dict)
     whole_chroma: bool = False
-    full_range: bool | None = None
 
 
 ENCODERS = {
@@ -39,7 +37,7 @@ ENCODERS = {
     "libvpx-vp9": Encoder("vp9", best=12, worst=63, options={"deadline": "good", "cpu-used": "2", "row-mt": "1"}),
     "libsvtav1": Encoder("av1", best=12, worst=63, options={"preset": "6"}),
     "ffv1": Encoder("ffv1", option="", options={"level": "3", "slicecrc": "1"}),
-    "prores_ks": Encoder("prores", option="", full_range=False),
+    "prores_ks": Encoder("prores", option=""),
 }
 
 CONTAINERS = {

@@ -55,7 +55,8 @@ class Source:
         self.others = [s for s in self.container.streams if s is not self.video and s.discard != Discard.all]
         self.rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
         self.tick = self.video.time_base or 1 / self.rate
-        self.frames = self.video.frames or self._estimate()
+        self.total = self.video.frames or self._estimate()
+        """Frames, as the file says or as its duration suggests."""
         self.rest: Packets = []
         """After `pieces`: the packets that stand after the last frame."""
         self._damaged = self._interlaced = self._moved = 0

@@ -83,16 +83,14 @@ class Target:
 
     def fit(self, frame: av.VideoFrame) -> av.VideoFrame:
         """The frame in the samples of `coding`: itself, as a rule."""
-        rgb = _is_rgb(frame.format)
-        given = ColorRange.JPEG if rgb or _is_full(frame) else ColorRange.MPEG
-        wanted = ColorRange.JPEG if self.coding.full_range else ColorRange.MPEG
-        if frame.format.name == self._pixels and given == wanted:
+        if frame.format.name == self._pixels:
             return frame
+        rgb = _is_rgb(frame.format)
         return self._reformatter.reformat(
             frame,
             format=self._pixels,
-            src_color_range=given,
-            dst_color_range=wanted,
+            src_color_range=ColorRange.JPEG if rgb or _is_full(frame) else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG if self.coding.full_range else ColorRange.MPEG,
             dst_colorspace=_BT_709 if rgb else None,
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
         )
@@ -144,10 +142,8 @@ class Target:
         if any(component.is_alpha for component in first.format.components):
             self.notes.append("transparency is left out")
         rgb = _is_rgb(first.format)
-        full = not rgb and _is_full(first) if encoder.full_range is None else encoder.full_range
-        self.coding = Coding(
-            wanted.depth, wanted.across, wanted.down, full, _BT_709 if rgb else first.colorspace, first.height
-        )
+        full, matrix = (False, _BT_709) if rgb else (_is_full(first), first.colorspace)
+        self.coding = Coding(wanted.depth, wanted.across, wanted.down, full, matrix, first.height)
         self._reformatter = VideoReformatter()
 
     def _add_video(self, first: av.VideoFrame, quality: int) -> av.VideoStream:
@@ -155,7 +151,8 @@ class Target:
         given = self.source.video
         side_data = _side_data(first)
         settings = options(self._encoder, quality, side_data)
-        os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 prints all it does, and has no option against it
+        if self._encoder == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # it prints all it does, and has no option against that
         stream = self._container.add_stream(self._encoder, rate=self.source.rate, options=settings)
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context

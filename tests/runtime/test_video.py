@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ def test_a_stream_that_is_left_closes_the_engines() -> None:
     closed = []
 
     class Holds(Function):
+        def stream(self, batches: Iterable[Images]) -> Generator[Images]:
+            self.held = super().stream(batches)  # which keeps it from being closed by nobody's using it
+            return self.held
+
         def _stream(self, batches: Iterable[Images]) -> Iterator[Images]:
             try:
                 yield from batches
@@ -161,10 +165,11 @@ def test_samples_below_black_and_above_white_are_denoised_too(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("io", ["float32", "uint8"])
-def test_the_change_is_what_the_network_makes_of_it(tmp_path: Path, io: Io) -> None:
+@pytest.mark.parametrize("size", [(64, 48), (63, 47)])
+def test_the_change_is_what_the_network_makes_of_it(tmp_path: Path, size: tuple[int, int], io: Io) -> None:
     """A negative: of Y and chroma alike, with no more error than rounding, for engines of bytes too."""
     clip, target = tmp_path / "clip.mkv", tmp_path / "negative.mkv"
-    make(clip, "ffv1", "yuv420p", frames=2)
+    make(clip, "ffv1", "yuv420p", frames=2, size=size)
     types = []
 
     def negative(images: Images) -> Images:
@@ -176,6 +181,35 @@ def test_the_change_is_what_the_network_makes_of_it(tmp_path: Path, io: Io) -> N
     for before, after in zip(Read(clip).planes(), Read(target).planes(), strict=True):
         for old, new, total in zip(before, after, (255, 256, 256), strict=True):
             np.testing.assert_allclose(new.astype(int), total - old.astype(int), atol=1)
+
+
+def test_chroma_changes_by_the_mean_over_its_pixels(tmp_path: Path) -> None:
+    clip, target = make(tmp_path / "clip.mkv", "ffv1", "yuv420p", frames=1), tmp_path / "chequered.mkv"
+
+    def chequered(images: Images) -> Images:
+        """Blue is lighter and darker in turn."""
+        result = images.copy()
+        result[:, 2] += np.where(np.indices(images.shape[2:]).sum(0) % 2, 0.1, -0.1).astype(np.float32)
+        return result
+
+    denoise_video(Denoiser(Function(chequered)), clip, target)
+    (luma, *chroma), (changed, *same_chroma) = Read(clip).planes()[0], Read(target).planes()[0]
+    assert np.abs(changed.astype(int) - luma).min() > 0
+    np.testing.assert_array_equal(chroma, same_chroma)
+
+
+def test_frames_that_the_decoder_still_needs_are_not_written_to(tmp_path: Path) -> None:
+    """Every eighth frame is the same noise, which H.264 takes from eight frames before."""
+
+    def again(pixels: str, size: tuple[int, int], seed: int) -> av.VideoFrame:
+        return noise(pixels, size, seed % 8)
+
+    options = {"bf": "0", "refs": "16", "sc_threshold": "0"}
+    clip = make(tmp_path / "clip.mp4", pixels="gray", frames=32, options=options, draw=again)
+    target = tmp_path / "negative.mp4"
+    denoise_video(Denoiser(Function(lambda images: 1 - images)), clip, target, quality=100)
+    for before, after in zip(Read(clip).planes(), Read(target).planes(), strict=True):
+        assert psnr(after[0] / 255, 1 - before[0] / 255) > 35
 
 
 def test_strength_blends(tmp_path: Path) -> None:

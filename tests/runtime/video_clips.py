@@ -61,6 +61,7 @@ def make(
     tick: Fraction = TICK,
     rate: Fraction = Fraction(30),
     audio: str | None = None,
+    longer: int = 1,
     subtitles: bool = False,
     draw: Callable[[str, tuple[int, int], int], av.VideoFrame] = picture,
     rotation: int = 0,
@@ -70,7 +71,7 @@ def make(
     container: dict[str, str] | None = None,
     **context: Any,
 ) -> Path:
-    """A clip; `context` are attributes of the video's codec context."""
+    """A clip; `longer` is as often as long the sound is, `context` are attributes of the video's codec context."""
     quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     with av.open(path, "w", options=container or {}) as file:
         video: Any = file.add_stream(codec, rate=rate, options=quiet | (options or {}))
@@ -96,7 +97,7 @@ def make(
             )
         if sound:
             sound.layout = "mono"
-            samples = np.sin(np.arange(int(48000 * frames / rate)) / 20).astype(np.float32)[None]
+            samples = np.sin(np.arange(int(48000 * frames * longer / rate)) / 20).astype(np.float32)[None]
             wave = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
             wave.sample_rate, wave.pts, wave.time_base = 48000, 0, Fraction(1, 48000)
             resampler = av.AudioResampler(sound.format, "mono", 48000, 960 if audio == "libopus" else 1024)
@@ -118,6 +119,24 @@ def make(
                 file.mux(line)
         file.mux(video.encode(None))
     return path
+
+
+def copied(packet: Any, stream: av.stream.Stream, *, before: bytes = b"") -> Any:
+    """A packet for another stream, with bytes put before its own."""
+    copy: Any = av.Packet(before + bytes(packet))
+    for name in ("pts", "dts", "duration", "time_base", "is_keyframe"):
+        setattr(copy, name, getattr(packet, name))
+    copy.stream = stream
+    return copy
+
+
+def add_cover(file: Any, png: bytes) -> Any:
+    """A stream for a cover picture; returns its packet, to be written after all streams are added."""
+    stream = file.add_mux_stream("png", width=8, height=8)
+    stream.disposition = av.stream.Disposition.attached_pic
+    packet: Any = av.Packet(png)
+    packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 1000)
+    return packet
 
 
 class Read:
