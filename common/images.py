@@ -265,7 +265,7 @@ def _gray_alpha_png(gray: NDArray[Any], alpha: NDArray[Any]) -> bytes:
 
 def _rounded(samples: NDArray[Any]) -> NDArray[np.uint8]:
     if samples.dtype == np.uint16:
-        samples = (samples.astype(np.uint32) + 128) // 257  # 65535 = 257 * 255
+        samples = samples // 257 + (samples % 257 > 128)  # 65535 = 257 * 255
     return samples.astype(np.uint8)
 
 

@@ -73,7 +73,7 @@ def infer(
     ] = False,
     tile: Annotated[int, typer.Option(help="Side of the tiles in pixels, a multiple of 8; 0: automatic.")] = 0,
     max_megapixels: Annotated[
-        int, typer.Option(help=f"Refuse larger images, up to {MOST_MEGAPIXELS}; one of 250 takes about 4 GB.")
+        int, typer.Option(help=f"Refuse larger images before they are decoded; at most {MOST_MEGAPIXELS}.")
     ] = 250,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; default: all cores.")] = None,
 ) -> None:

@@ -45,19 +45,23 @@ class Item:
 class LookAhead:
     """The items of `jobs`, in order. `decode` makes a picture of a file's bytes, in a thread of its own.
 
-    Who takes an item gives its memory back when nothing holds its picture any more. Videos' items hold no picture.
+    Nothing runs before `start`. Who takes an item gives its memory back when nothing holds its picture any more. Those
+    of videos hold none.
     """
 
     def __init__(self, jobs: Iterable[Job], decode: Decode, most_pixels: int) -> None:
-        self._decode, self._most_pixels = decode, most_pixels
+        self._jobs, self._decode, self._most_pixels = jobs, decode, most_pixels
         self._line: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._held: list[Item | None] = []  # taken from the line before it was wanted; one at most
         self._changed = threading.Condition()
         self._bytes = self._files = 0
         self._closed = False
-        self._decoders, feeder = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(1)
-        self._feeding = feeder.submit(self._feed, jobs)
-        feeder.shutdown(wait=False)
+        self._feeder, self._decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(THREADS)
+        self._feeding: Future[None] = Future()
+
+    def start(self) -> None:
+        """Begin to read and decode."""
+        self._feeding = self._feeder.submit(self._feed)
 
     def next(self) -> Item | None:
         """The next item, None after the last; waits for it."""
@@ -86,12 +90,12 @@ class LookAhead:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._feeding.exception()
-        self._decoders.shutdown(cancel_futures=True)
+        for pool in (self._feeder, self._decoders):
+            pool.shutdown(cancel_futures=True)
 
-    def _feed(self, jobs: Iterable[Job]) -> None:
+    def _feed(self) -> None:
         try:
-            for job in jobs:
+            for job in self._jobs:
                 item, data = Item(job), b""
                 try:
                     if not job.video:

@@ -8,6 +8,7 @@ encode and write those that are done. Videos are `runtime.video`'s, whole.
 
 import contextlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,6 +125,11 @@ class _Run:
         self._denoised = 0
 
     def all_of(self) -> None:
+        # All threads start now: Ctrl-C while a thread starts would lose sight of what it is to write.
+        started = threading.Barrier(THREADS, timeout=1)
+        for _ in range(THREADS):
+            self._encoders.submit(started.wait)
+        self._ahead.start()
         while item := self._take(self._ahead.next()):
             if item.job.video:
                 self._denoise_video(item)
@@ -190,20 +196,24 @@ class _Run:
         self._advance()
 
     def _write(self, item: Item, picture: Picture, pixels: NDArray[Any]) -> None:
-        item.writing = self._encoders.submit(self._encode, item, replace(picture, pixels=pixels))
+        self._encoders.submit(self._encode_item, item, replace(picture, pixels=pixels))
         self._denoised += 1
 
-    def _encode(self, item: Item, picture: Picture) -> tuple[str, ...]:
+    def _encode_item(self, item: Item, picture: Picture) -> None:
         """In a thread."""
         try:
-            if self._settings.depth == 8:
-                picture = eight_bits(picture)
-            lost = write_picture(
-                item.job.target, picture, overwrite=self._settings.overwrite, quality=self._settings.quality
-            )
+            item.writing.set_result(self._encode(item.job, picture))
+        except BaseException as error:
+            item.writing.set_exception(error)
         finally:
             self._ahead.give_back(item)
-        return (f"{item.job.target} does not keep the metadata of {item.job.source} ({', '.join(lost)})",) * bool(lost)
+
+    def _encode(self, job: Job, picture: Picture) -> tuple[str, ...]:
+        settings = self._settings
+        if settings.depth == 8:
+            picture = eight_bits(picture)
+        lost = write_picture(job.target, picture, overwrite=settings.overwrite, quality=settings.quality)
+        return (f"{job.target} does not keep the metadata of {job.source} ({', '.join(lost)})",) if lost else ()
 
     def _denoise_video(self, item: Item) -> None:
         def frames(done: int, total: int | None) -> None:
@@ -241,16 +251,21 @@ class _Run:
     def _tell(self) -> None:
         """Report the outcomes that are known, in order. Raises what is no fault of a file."""
         while self._untold and self._untold[0].writing.done():
-            item = self._untold.popleft()
+            item = self._untold[0]
             error = item.writing.exception()
             if error is None:
-                self.summary.done += 1
-                self._report(Outcome(item.job, notes=item.writing.result()))
+                outcome = Outcome(item.job, notes=item.writing.result())
             elif isinstance(error, SadnetError | MemoryError):
-                self.summary.faults.append(_named(error, item.job.source))
-                self._report(Outcome(item.job, self.summary.faults[-1]))
+                outcome = Outcome(item.job, _named(error, item.job.source))
             else:
                 raise error
+            # No call from here to `del`: at a call Ctrl-C might come in, and the file be counted twice or not at all.
+            if outcome.fault:
+                self.summary.faults += [outcome.fault]
+            else:
+                self.summary.done += 1
+            del self._untold[0]
+            self._report(outcome)
 
 
 def _named(error: BaseException, source: Path) -> SadnetError:

@@ -74,6 +74,8 @@ def test_exif_xmp_and_icc_go_from_every_format_to_every_other(tmp_path: Path, so
     assert set(picture.metadata) == {"EXIF", "XMP", "ICC"}
     path = tmp_path / f"out{into}"
     assert write_picture(path, picture, overwrite=False) == ()
+    parts = [path.read_bytes().count(b"ICC_PROFILE\0" + bytes((number, 3))) for number in range(5)]
+    assert parts == ([0, 1, 1, 1, 0] if into == ".jpg" else [0] * 5)  # which Pillow does not look at
     with Image.open(path) as image:
         assert told(image) == EXPECTED
         xmp = image.info["XML:com.adobe.xmp"].encode() if into == ".png" else image.info["xmp"]

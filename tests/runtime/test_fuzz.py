@@ -135,6 +135,7 @@ def bombs() -> dict[str, bytes]:
         "zlib.png": png(20_000, 2000, dense),
         "wide.png": png(16_000_000, 1, dense),
         "endless.png": png(2**31 - 1, 2**31 - 1, dense),
+        "chunk.png": found["plain.png"].replace(b"IEND", b"IDAT").replace(b"\0\0\0\0IDAT", b"\x60\0\0\0IDAT"),
         "empty.png": png(900, 900, zlib.compress(b"")),
         "zlib.tif": tiff_bomb.getvalue(),
         "large.jpg": with_size(found["plain.jpg"], 65_500, 65_500),

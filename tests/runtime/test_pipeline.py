@@ -117,23 +117,30 @@ def test_a_fault_anywhere_stops_nothing_else(jobs: list[Job], engine: type[Negat
     assert len(list(jobs[0].target.parent.iterdir())) == 14
 
 
-def test_reading_and_writing_hide_behind_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other they take as long as the network does; the doubles sleep, as this machine may be busy."""
-    monkeypatch.setattr(pipeline, "decode_picture", _slowed(decode_picture, 0.02))
-    monkeypatch.setattr(pipeline, "write_picture", _slowed(write_picture, 0.02))
-    jobs = [Job(photo(tmp_path / f"{i}.png", i), tmp_path / "out" / f"{i}.png") for i in range(25)]
-    summary = denoise_files(Denoiser(Negative(lambda images: time.sleep(0.05))), jobs)
-    engine_alone = 25 * 0.05
-    assert summary.done == 25
-    assert engine_alone <= summary.seconds < engine_alone / 0.8
+def test_reading_and_writing_go_on_beside_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second picture is denoised for as long as it takes to decode the third and to write the first."""
+    decoded, written, runs = threading.Event(), threading.Event(), list[bool]()
 
+    def decoding(data: bytes, name: str, **options: Any) -> Picture:
+        picture = decode_picture(data, name, **options)
+        if Path(name).stem == "2":
+            decoded.set()
+        return picture
 
-def _slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    def slow(*arguments: Any, **options: Any) -> Any:
-        time.sleep(seconds)
-        return function(*arguments, **options)
+    def writing(path: Path, *arguments: Any, **options: Any) -> Any:
+        result = write_picture(path, *arguments, **options)
+        if path.stem == "0":
+            written.set()
+        return result
 
-    return slow
+    def network(_: Any) -> None:
+        runs.append(len(runs) != 1 or (decoded.wait(30) and written.wait(30)))
+
+    monkeypatch.setattr(pipeline, "decode_picture", decoding)
+    monkeypatch.setattr(pipeline, "write_picture", writing)
+    jobs = [Job(photo(tmp_path / f"{i}.png", i), tmp_path / "out" / f"{i}.png") for i in range(5)]
+    assert denoise_files(Denoiser(Negative(network)), jobs).done == 5
+    assert runs == [True] * 5
 
 
 @pytest.mark.parametrize("engine", [Negative, Overlapping])
@@ -172,20 +179,23 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engi
 def test_few_files_are_ahead_of_a_slow_network(tmp_path: Path) -> None:
     """However small the pictures are, a folder of a million is not read into memory."""
     jobs = [Job(tmp_path / f"{i}.png", tmp_path / "out" / f"{i}.png") for i in range(lookahead.MOST_FILES * 3)]
-    first = photo(jobs[0].source)
-    taken = []
+    begun = []
 
     def counted() -> Iterator[Job]:
         for job in jobs:
-            taken.append(job)
+            begun.append(job)
             yield job
 
-    run = pipeline._Run(Denoiser(Negative()), counted(), Settings(), lambda outcome: None, lambda files: None)
+    ahead = lookahead.LookAhead(counted(), lambda job, data: Picture(np.zeros((1, 1), np.uint8)), 1000)
+    ahead.start()
     time.sleep(0.2)
-    assert len(taken) == lookahead.MOST_FILES + 1  # the last waits for a place
-    run.all_of()
-    run.close()
-    assert (run.summary.done, len(run.summary.faults), first.exists()) == (1, len(jobs) - 1, True)
+    assert len(begun) == lookahead.MOST_FILES + 1  # the last waits for a place
+    given = []
+    while item := ahead.next():
+        given.append(item.job)
+        ahead.give_back(item)
+    ahead.close()
+    assert given == jobs
 
 
 def test_ctrl_c_leaves_whole_files_only(jobs: list[Job]) -> None:
@@ -210,6 +220,33 @@ def test_ctrl_c_leaves_whole_files_only(jobs: list[Job]) -> None:
     rest = [job for job in jobs if not job.target.exists()]
     assert denoise_files(Denoiser(Negative()), rest).done == 20 - summary.done
     assert threading.active_count() == 1
+
+
+def test_ctrl_c_at_any_time(jobs: list[Job]) -> None:
+    """Between any two steps of the calling thread: what is counted is there, and no thread stays."""
+    ended = []
+    for milliseconds in range(0, 60, 2):
+        timer = threading.Timer(milliseconds / 1000, _thread.interrupt_main)
+        summary = None
+        try:
+            timer.start()
+            summary = denoise_files(Denoiser(Overlapping()), jobs)
+            timer.join()
+            time.sleep(0.01)  # where it was too late
+        except KeyboardInterrupt:  # while the threads were ending
+            timer.join()
+        deadline = time.monotonic() + 10
+        while threading.active_count() > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        written = sorted(jobs[0].target.parent.glob("*")) + sorted(jobs[0].target.parent.glob(".*"))
+        assert written == [job.target for job in jobs[: len(written)]]
+        if summary:
+            assert len(written) == summary.done
+            ended.append(summary.done)
+        for path in written:
+            path.unlink()
+    assert len(set(ended)) > 2
 
 
 @pytest.mark.parametrize("where", ["decode_picture", "write_picture"])
