@@ -140,10 +140,16 @@ class _Run:
             self._tell()
 
     def close(self) -> None:
-        """End all threads; what is denoised is written first."""
-        self._ahead.close()
-        self._encoders.shutdown()
-        self._tell()
+        """End all threads; what is denoised is written first, and Ctrl-C changes nothing of that."""
+        while True:
+            try:
+                self._ahead.close()
+                self._encoders.shutdown()
+                self._tell()
+            except KeyboardInterrupt:
+                self.summary.interrupted = self.summary.interrupted or ""
+            else:
+                return
 
     def _decode(self, job: Job, data: bytes) -> Picture:
         """In a thread. What cannot be written is refused here, before the minutes that a large picture takes."""

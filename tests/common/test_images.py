@@ -294,6 +294,16 @@ def test_rounding_to_8_bits(depth: int) -> None:
     assert rounded.pixels.dtype == np.uint8
 
 
+def test_a_png_without_all_of_its_chunks_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV allocates and clears the gigabytes that a chunk states."""
+    data = encode_picture(Picture(RGB), ".png")[0]
+    at = data.index(b"IDAT") - 4
+    monkeypatch.setattr(cv2, "imdecode", None)
+    for bad in (data[:at] + b"\x70" + data[at + 1 :], data[:-12], data[:at] + data[-12:-1]):
+        with pytest.raises(InputError, match="is it complete"):
+            read(tmp_path, bad)
+
+
 def test_scans_of_a_jpeg_are_counted(tmp_path: Path) -> None:
     """Each scan of 31 bytes costs a pass over all pixels: a file of a megabyte would be hours of work."""
     data = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
