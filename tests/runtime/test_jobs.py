@@ -103,17 +103,17 @@ def test_no_pattern_leads_out_of_the_output_folder(here: Path) -> None:
     assert "'..' only before" in str(plan.faults[0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    pattern=st.lists(st.sampled_from(["**", "*", "..", ".", "x", "y", "*.jpg", "b.jpg", "[xy]", "?"]), min_size=1).map(
-        "/".join
-    ),
+    pattern=st.lists(
+        st.sampled_from(["**", "*", "..", ".", "x", "y", "*.jpg", "b.jpg", "[xy]", "?"]), min_size=1, max_size=6
+    ).map("/".join),
     given_folder=st.booleans(),
 )
 def test_everything_goes_below_the_output_folder(
     tmp_path_factory: pytest.TempPathFactory, pattern: str, given_folder: bool
 ) -> None:
-    top = tmp_path_factory.getbasetemp() / "tree"
+    top = tmp_path_factory.getbasetemp() / "a/b/c/d/e/f/g/tree"  # deeper than .. leads
     for name in ("x/y/x/b.jpg", "x/b.jpg", "y/a.jpg", "b.jpg"):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).touch()
