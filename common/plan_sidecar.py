@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import InputError, ModelError, OutputError
 from common.files import whole_file
@@ -48,7 +48,7 @@ class TensorInfo:
     """Input or output of a plan. min, opt, max: shapes; equal where the plan takes one size alone."""
 
     name: str
-    type: str
+    type: Literal["float32", "float16", "uint8"]
     format: str
     min: tuple[int, ...]
     opt: tuple[int, ...]

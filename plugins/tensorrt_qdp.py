@@ -25,13 +25,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from common import tensorrt_library
 from common.errors import DependencyError, InputError, ModelError
 from common.machine import gpu
 from plugins import launch, nvrtc, op
 
 MINIMUM = (11, 4)
 """With NumPy 2.4 older ones fail to read attributes; 11.1 and 11.2 leak memory (NVIDIA/TensorRT issue 4849)."""
-INSTALL = "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt,kernels]'"
+INSTALL = tensorrt_library.INSTALL[tensorrt_library.Backend.TENSORRT]
 
 try:
     import tensorrt as trt

@@ -114,8 +114,8 @@ class Context:
 class Ready:
     """A plan, ready for images of one shape: buffers at both ends, a context bound to them, and its CUDA graph.
 
-    TensorRT: "modifying the context from which the graph was captured" is undefined behaviour: a context of its own
-    for each shape and each pair of buffers, which is never changed.
+    A TensorRT context must not change once a graph has been captured of it: there is one for each shape and each pair
+    of buffers.
     """
 
     def __init__(self, gpu: Device, plan: LoadedPlan, size: Size, scratch: int) -> None:

@@ -21,7 +21,6 @@ PLUGIN_FOLDER = CHECKOUT / "build" / "tensorrt_v3"
 """Where `make plugin` leaves the C++ plugin, which is looked for beside the plan first."""
 CURRENT = "current"
 """What `--compute-capability` calls the GPU at hand."""
-_IO: dict[str, Io] = {"float32": "float32", "float16": "float16", "uint8": "uint8"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class PlanFile:
     @property
     def io(self) -> Io:
         """Type of its images."""
-        return _IO[self.sidecar.inputs[0].type]
+        return self.sidecar.inputs[0].type
 
     @property
     def kind(self) -> tuple[Any, ...]:
