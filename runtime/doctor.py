@@ -289,7 +289,7 @@ def from_pip(extra: str, distribution: str, module: str | None = None) -> Probe:
     return Probe(partial(package, distribution, module), f"pip install -e '.[{extra}]'")
 
 
-BASE = ("Python", "NumPy", "OpenCV", "tifffile", "Typer", "Rich")
+BASE = ("Python", "NumPy", "OpenCV", "Typer", "Rich")
 IMPORTED = ("NumPy", "Typer", "Rich")
 """By modules of this project before they have done anything."""
 CUDA_PROVIDER = (
@@ -300,7 +300,6 @@ PROBES = {
     "Python": Probe(python),
     "NumPy": from_pip("cpu", "numpy", "numpy"),
     "OpenCV": from_pip("cpu", "opencv-python-headless", "cv2"),
-    "tifffile": from_pip("cpu", "tifffile", "tifffile"),
     "Typer": from_pip("cpu", "typer", "typer"),
     "Rich": from_pip("cpu", "rich", "rich.console"),
     "ONNX Runtime": Probe(onnxruntime, "pip install -e '.[cpu]'", IMPORTED),
