@@ -76,7 +76,7 @@ def logger(backend: Backend) -> tuple[Any, Log]:
 
 
 def _logger(trt: Any, log: Log) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the library carries no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it carries no types
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from common.contract import METADATA_KEY

@@ -21,7 +21,7 @@ def progress(trt: Any) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     cancelled = threading.Event()
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the library carries no types
         """The library calls it from threads of its own."""
 
         def __init__(self, bar: Progress) -> None:
