@@ -1,8 +1,8 @@
 """The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
 
-On CPU tensors `plugins.reference` computes it. On CUDA tensors the node runs our kernels in fp32 and fp16. In training,
-and where our kernels cannot be compiled for the GPU, torchvision's does it, which is always fed fp32: its
-half-precision kernel computes sampling coordinates in half.
+On CPU tensors `plugins.reference` computes it, in training `plugins.cpu_op` where it can. On CUDA tensors the node runs
+our kernels in fp32 and fp16. In training, and where our kernels cannot be compiled for the GPU, torchvision's does it,
+which is always fed fp32: its half-precision kernel computes sampling coordinates in half.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
-from plugins import cuda_driver, launch, op, reference
+from plugins import cpu_op, cuda_driver, launch, op, reference
 
 
 def modulated_deform_conv2d(
@@ -31,7 +31,8 @@ def modulated_deform_conv2d(
     """
     tensors = (x, offset_mask, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling():
-        return _differentiable(*tensors, offset_groups, negative_slope)
+        form = cpu_op.modulated_deform_conv2d if cpu_op.usable_for(x) else _differentiable
+        return form(*tensors, offset_groups, negative_slope)
     y: Tensor = _node(*tensors, offset_groups, negative_slope)
     return y
 

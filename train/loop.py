@@ -25,6 +25,7 @@ from common.files import TEMPORARY, whole_file, write_whole
 from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
+from plugins import cpu_op
 from train.config import TrainConfig
 from train.data import Bank, Sampler
 from train.sadnet import SADNet
@@ -45,7 +46,7 @@ class Trainer:
         self.sampler = Sampler(training, config.data, config.noise, config.run.seed, config.camera)
         torch.manual_seed(config.run.seed)
         self.network = SADNet(config.model)
-        if fabric.device.type == "cuda":  # on a CPU it was measured to gain nothing
+        if fabric.device.type == "cuda" or cpu_op.usable():  # around `plugins.reference` it would cost time
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
         o = config.optimizer
         kind = torch.optim.AdamW if o.weight_decay else torch.optim.Adam
@@ -133,7 +134,7 @@ class Trainer:
         o = self.config.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = o.rate(self.step)
-        denoised = self.model(noisy).float()
+        denoised = self.model(noisy.contiguous(memory_format=torch.channels_last)).float()
         loss = F.mse_loss(denoised, clean) if o.loss == "l2" else F.l1_loss(denoised, clean)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
