@@ -136,20 +136,27 @@ def measure(
     known: Sequence[Cell],
     *,
     threads: int | None,
+    seconds: float,
     done: Callable[[list[Cell]], None],
-) -> list[Cell]:
-    """All cells of the models and sets, those of `known` as they are.
+) -> tuple[list[Cell], int]:
+    """All cells of the models and sets, those of `known` as they are; and how many there was no time for.
 
-    `done` gets all that is known after each new cell, what is out of date included. White noise is for models whose
-    training saw it, on sets of their number of channels; pairs are for colour models.
+    seconds: after which no measurement is begun. `done` gets all that is known after each new cell, what is out of date
+    included. White noise is for models whose training saw it, on sets of their number of channels; pairs are for colour
+    models.
     """
     have = {_key(cell): cell for cell in known}
     cells: list[Cell] = []
+    missing, end = 0, time.monotonic() + seconds
     for model in models_:
         opened: Denoiser | None = None
         try:
             for job, cell in _jobs(model, sets):
-                if (kept := have.get(_key(cell))) is None:
+                kept = have.get(_key(cell))
+                if kept is None and time.monotonic() >= end:
+                    missing += 1
+                    continue
+                if kept is None:
                     opened = opened or open_denoiser(model.path, threads)
                     kept = cell | _means(job(opened)) | {"date": time.strftime("%Y-%m-%d"), "on": _here(opened)}
                     have[_key(cell)] = kept
@@ -158,7 +165,7 @@ def measure(
         finally:
             if opened is not None:
                 opened.close()
-    return cells
+    return cells, missing
 
 
 def _jobs(model: Model, sets: Sequence[ImageSet]) -> Iterator[tuple[Callable[[Denoiser], dict[str, Any]], Cell]]:
@@ -188,7 +195,7 @@ def _key(cell: Cell) -> tuple[Any, ...]:
 
 def _means(row: dict[str, Any]) -> Cell:
     """Of a row of `train.evaluate`, without each image's figures."""
-    digits = {"psnr": 4, "ssim": 5, "noisy_psnr": 4, "noisy_ssim": 5, "seconds": 1}
+    digits = {"psnr": 4, "ssim": 6, "noisy_psnr": 4, "noisy_ssim": 6, "seconds": 1}
     return {"images": len(row["images"])} | {name: round(row[name], n) for name, n in digits.items() if name in row}
 
 

@@ -1,7 +1,8 @@
 """The paper's tables beside ours: measures the bundled models and writes docs/results.md. `make tables DATA=folder`.
 
     python train/tables.py --data /data/testsets
-    python train/tables.py --data /data/testsets --force      # measures again what it has figures of
+    python train/tables.py --data /data/testsets --minutes 10    # goes on when it is called again
+    python train/tables.py --data /data/testsets --force         # measures again what it has figures of
 
 DATA is a folder with test sets anywhere below it, in the layouts of `train/datasets.py`. Figures of the bundled models
 are measured here, by ONNX Runtime; parameters and multiply-adds are counted on the network; those of the paper and of
@@ -10,6 +11,7 @@ as soon as it is measured, so that an interrupted run goes on, and one with noth
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,6 +44,7 @@ def main(
     bundled: Annotated[Path, typer.Option("--models", help="folder of the models and their cards")] = ROOT / "assets",
     docs: Annotated[Path, typer.Option(help="folder of results.md and results/*.json")] = ROOT / "docs",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all of them where it is not given")] = None,
+    minutes: Annotated[float, typer.Option(help="begin no measurement after so long; 0: none at all")] = math.inf,
     force: Annotated[bool, typer.Option("--force", help="measure again what there are figures of")] = False,
 ) -> None:
     """Write results.md and results/tables.json, whatever is there."""
@@ -63,10 +66,11 @@ def main(
         write_whole(figures, _json(record | {"cells": cells}), overwrite=True)
 
     known = [] if force else before.get("cells", [])
-    record["cells"] = measure(found, sets, known, threads=threads, done=keep)
+    record["cells"], record["missing"] = measure(found, sets, known, threads=threads, seconds=60 * minutes, done=keep)
     write_whole(figures, _json(record), overwrite=True)
     write_whole(docs / "results.md", page(record, published, times or None), overwrite=True)
-    print(f"wrote {docs / 'results.md'} and {figures}: {len(record['cells'])} figures")
+    left = f", {record['missing']} not measured yet: run it again" if record["missing"] else ""
+    print(f"wrote {docs / 'results.md'} and {figures}: {len(record['cells'])} figures{left}")
 
 
 def _read(path: Path, *, needed: bool = True) -> Record:
