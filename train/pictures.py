@@ -36,6 +36,9 @@ MODEL = Path(__file__).resolve().parent.parent / "assets" / "blind_color.onnx"
 QUALITY = 92
 """Of JPEG files: enough to keep noise what it is."""
 
+MOST_SIDE = 4096
+"""Of a magnified square, in pixels."""
+
 Floats = NDArray[np.float32]
 """A picture (H, W, 3) in [0, 1]."""
 
@@ -59,7 +62,9 @@ def strip(
     crop: Annotated[list[str], typer.Option(help="X,Y,SIDE of a square to magnify (one to four, of one side)")],
     output: Annotated[Path, typer.Option(help="picture file; JPEG and PNG suit")],
     noisy: Annotated[Path | None, typer.Option(help="the noisy photo, where it has real noise")] = None,
-    index: Annotated[int, typer.Option(help="the photo's place in its test set, from 0, which its noise is of")] = 0,
+    index: Annotated[
+        int, typer.Option(min=0, help="the photo's place in its test set, from 0, which its noise is of")
+    ] = 0,
     engine: Annotated[Path, typer.Option(help="model file")] = MODEL,
     peer: Annotated[Peer, typer.Option(help="who is compared with")] = Peer.CBM3D,
     zoom: Annotated[int, typer.Option(help="magnification of the squares")] = 3,
@@ -71,10 +76,11 @@ def strip(
         raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
     if not 0 < sigma <= 255:
         raise InputError(f"--sigma: expected a noise level above 0, up to 255, found {sigma:g}")
-    if not 1 <= zoom <= 16:
-        raise InputError(f"--zoom: expected 1 to 16, found {zoom}")
     original = _floats(clean)
     crops = parse_crops(crop, original.shape)
+    most = max(1, MOST_SIDE // crops[0].side)
+    if not 1 <= zoom <= most:
+        raise InputError(f"--zoom: expected 1 to {most} for squares of {crops[0].side} pixels, found {zoom}")
     given = protocol_noise(original, sigma, index, clip8=True) if noisy is None else _floats(noisy)
     if given.shape != original.shape:
         raise InputError(f"{noisy}: expected the size of {clean}, {_size(original)}, found {_size(given)}")

@@ -44,7 +44,9 @@ def main(
     bundled: Annotated[Path, typer.Option("--models", help="folder of the models and their cards")] = ROOT / "assets",
     docs: Annotated[Path, typer.Option(help="folder of results.md and results/*.json")] = ROOT / "docs",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all of them where it is not given")] = None,
-    minutes: Annotated[float, typer.Option(help="begin no measurement after so long; 0: none at all")] = math.inf,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="begin no measurement after so long; 0: none at all")
+    ] = math.inf,
     force: Annotated[bool, typer.Option("--force", help="measure again what there are figures of")] = False,
 ) -> None:
     """Write results.md and results/tables.json, whatever is there."""

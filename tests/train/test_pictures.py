@@ -51,7 +51,8 @@ def squares(strip: Pixels, columns: int) -> list[list[Pixels]]:
 
 def magnified(picture: Pixels, crop: Crop) -> Pixels:
     places = np.arange(SIDE * ZOOM) // ZOOM
-    return picture[crop.y + places][:, crop.x + places]
+    square: Pixels = picture[crop.y + places][:, crop.x + places]
+    return square
 
 
 def as_bytes(picture: NDArray[np.floating]) -> Pixels:
@@ -147,6 +148,8 @@ def test_non_local_means_takes_noise_away(photo: Path, tmp_path: Path, capsys: p
         (["--crop", "0,0,16", "1,0,16", "2,0,16"], "expected one to 4 squares, found 5"),
         (["--sigma", "0"], "--sigma"),
         (["--zoom", "0"], "--zoom"),
+        (["--zoom", "300"], "expected 1 to 256 for squares of 16 pixels, found 300"),
+        (["--index", "-1"], "--index"),
         (["--noisy", "{tmp}/small.png"], "expected the size of"),
         (["--clean", "{tmp}/none.png"], "none.png"),
         ([], "pip install bm3d, or --peer nlm"),
