@@ -51,12 +51,12 @@ def squares(strip: Pixels, columns: int) -> list[list[Pixels]]:
 
 def magnified(picture: Pixels, crop: Crop) -> Pixels:
     places = np.arange(SIDE * ZOOM) // ZOOM
-    square: Pixels = picture[crop.y + places][:, crop.x + places]
-    return square
+    return picture[crop.y + places][:, crop.x + places]
 
 
 def as_bytes(picture: NDArray[np.floating]) -> Pixels:
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    pixels: Pixels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def options_of(photo: Path, output: Path, *more: object) -> list[object]:
