@@ -1,13 +1,14 @@
 # make demo       a fresh clone to a denoised sample photo, on a CPU
 # make test       format, lint, types and all tests that need no GPU
 # make test-slow  the minutes-long tests
+# make tables     DATA=folder: the bundled models on the test sets below it, into docs/results.md
 # make plugin     TensorRT's C++ plugin, into build/tensorrt_v3; needs nvcc, CMake and TensorRT's headers
 # make dev        what training, export and the tests need, into .venv
 
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow plugin dev check clean
+.PHONY: demo test test-slow tables plugin dev check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -19,6 +20,10 @@ test: check
 
 test-slow: .venv/dev.stamp
 	.venv/bin/pytest -m slow
+
+tables: .venv/dev.stamp
+	$(if $(DATA),,$(error DATA: expected a folder with test sets, found none: make tables DATA=folder))
+	.venv/bin/python train/tables.py --data '$(DATA)'
 
 plugin:
 	cmake -S plugins/tensorrt_v3 -B build/tensorrt_v3

@@ -69,6 +69,11 @@ def clean_images(folder: Path) -> TestSet:
     paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: p.name)
     if not paths:
         raise InputError(f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+    return read_clean(paths)
+
+
+def read_clean(paths: Iterable[Path]) -> TestSet:
+    """The images of a test set, whose order is the protocol's. Raises InputError for one that is not 8-bit."""
     images = []
     for path in paths:
         pixels = read_picture(path).pixels
@@ -187,15 +192,15 @@ def main(
         Console().print(table)
     if json_ is not None:
         result = {"engine": str(engine), "sha256": _sha256(engine), "runs_on": runs_on, "rows": rows}
-        write_whole(json_, json.dumps(_finite(result), indent=1) + "\n", overwrite=overwrite)
+        write_whole(json_, json.dumps(finite(result), indent=1) + "\n", overwrite=overwrite)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON knows no infinity (the PSNR of an exact output) and no NaN (the SSIM of a tiny image): null there."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,0 +1,94 @@
+"""Training curves of runs: the loss, smoothed, and the validation's PSNR against the steps."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import InputError
+from common.files import whole_file
+
+LOG = "log.jsonl"
+FORMATS = (".svg", ".png")
+_SCORE = "psnr_"
+"""How the names of validation figures begin; what follows is the noise."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run's log. Each curve is a list of (step, value)."""
+
+    name: str
+    loss: list[tuple[int, float]]
+    scores: dict[str, list[tuple[int, float]]]
+    """Of each kind of noise."""
+
+
+def read_curves(run: Path) -> Curves:
+    """The log of a run's folder. Raises InputError where there is none, or one without a loss."""
+    try:
+        text = (run / LOG).read_text()
+    except OSError as error:
+        raise InputError(f"{run}: expected a run's folder with {LOG}, found none ({error.strerror})") from error
+    lines: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # the run is writing it
+            break
+    loss = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    if not loss:
+        raise InputError(f"{run / LOG}: expected logged steps, found none: has the run begun?")
+    kinds = dict.fromkeys(key for line in lines for key in line if key.startswith(_SCORE))
+    scores = {k.removeprefix(_SCORE): [(line["step"], line[k]) for line in lines if k in line] for k in kinds}
+    return Curves(run.resolve().name, loss, scores)
+
+
+def smooth(points: Sequence[tuple[int, float]], steps: float) -> list[float]:
+    """The mean of the values so far, whose weights fall by e every `steps` steps."""
+    means, mean, weight = [], 0.0, 0.0
+    for (before, _), (step, value) in itertools.pairwise([points[0], *points]):
+        kept = float(np.exp(-(step - before) / steps))
+        weight = kept * weight + 1
+        mean += (value - mean) / weight
+        means.append(mean)
+    return means
+
+
+def draw_curves(runs: Sequence[Curves], path: Path, *, steps: float, overwrite: bool) -> None:
+    """The plot of all runs; `steps` as in `smooth`. Raises InputError for a name not of FORMATS, OutputError."""
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: expected a name ending in {' or '.join(FORMATS)}")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    kinds = dict.fromkeys(kind for run in runs for kind in run.scores)
+    markers = dict(zip(kinds, itertools.cycle("os^Dv"), strict=False))
+    figure = Figure(figsize=(8, 5.5 if kinds else 3), layout="constrained")
+    panels = figure.subplots(2 if kinds else 1, sharex=True, squeeze=False)[:, 0]
+    panels[0].set(ylabel="loss")
+    panels[-1].set(xlabel="steps")
+    for index, run in enumerate(runs):
+        colour, (at, loss) = f"C{index}", zip(*run.loss, strict=True)
+        panels[0].plot(at, loss, color=colour, alpha=0.25, linewidth=0.8)
+        panels[0].plot(at, smooth(run.loss, steps), color=colour, linewidth=1.8, label=run.name)
+        for kind, points in run.scores.items():
+            style = {"color": colour, "marker": markers[kind], "markersize": 4, "label": f"{run.name}, {kind}"}
+            panels[1].plot(*zip(*points, strict=True), **style)
+    low, high = (extreme(value for run in runs for _, value in run.loss) for extreme in (min, max))
+    if low > 0 and high / low > 10:
+        panels[0].set_yscale("log")
+    else:
+        panels[0].ticklabel_format(axis="y", scilimits=(-2, 4), useMathText=True)
+    if kinds:
+        panels[1].set_ylabel("validation PSNR, dB")
+    for axes in panels:
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize="small", frameon=False)
+    # without the date and random names the same log gives the same file
+    with rc_context({"svg.hashsalt": "sadnet"}), whole_file(path, overwrite=overwrite) as temporary:
+        figure.savefig(temporary, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)

@@ -1,0 +1,140 @@
+"""The paper's tables beside ours: measures the bundled models and writes docs/results.md. `make tables DATA=folder`.
+
+    python train/tables.py --data /data/testsets
+    python train/tables.py --data /data/testsets --minutes 10    # goes on when it is called again
+    python train/tables.py --data /data/testsets --force         # measures again what it has figures of
+
+DATA is a folder with test sets anywhere below it, in the layouts of `train/datasets.py`. Figures of the bundled models
+are measured here, by ONNX Runtime; parameters and multiply-adds are counted on the network; those of the paper and of
+others are read from docs/results/published.json, which names their sources. docs/results/tables.json keeps each figure
+as soon as it is measured, so that an interrupted run goes on, and one with nothing new takes a moment.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from common import cli
+from common.errors import InputError
+from common.files import sha256, write_whole
+
+with cli.needs("dev", __name__):
+    from train.cells import Cell, ImageSet, Model, image_sets, measure, models
+    from train.cost import cost
+    from train.evaluate import finite
+    from train.results_page import Record, page
+    from train.sadnet import SADNetConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = (480, 320)
+"""Width and height that Table 7 is for."""
+
+VARIANTS: tuple[Literal["paper", "official"], ...] = ("paper", "official")
+
+app = cli.application("Measure the bundled models on the test sets and write the paper's tables beside them.")
+
+
+@app.command()
+def main(
+    data: Annotated[Path, typer.Option(help="folder with test sets anywhere below it")],
+    bundled: Annotated[Path, typer.Option("--models", help="folder of the models and their cards")] = ROOT / "assets",
+    docs: Annotated[Path, typer.Option(help="folder of results.md and results/*.json")] = ROOT / "docs",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all of them where it is not given")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="begin no measurement after so long; 0: none at all")
+    ] = math.inf,
+    force: Annotated[bool, typer.Option("--force", help="measure again what there are figures of")] = False,
+) -> None:
+    """Write results.md and results/tables.json, whatever is there."""
+    figures = docs / "results" / "tables.json"
+    published = _read(docs / "results" / "published.json")
+    times = _read(docs / "results" / "benchmark_cpu.json", needed=False)
+    before = _read(figures, needed=False) or {}
+    found = models(bundled)
+    sets, why_not = image_sets(data)
+    record: Record = {
+        "size": f"{SIZE[0]}x{SIZE[1]}",
+        "models": [_model_entry(model) for model in found],
+        "sets": {held.name: _set_entry(held) for held in sets} | {name: {"why": why} for name, why in why_not.items()},
+        "costs": _costs(published["ablation"]["rows"]),
+    }
+
+    def keep(cells: list[Cell]) -> None:
+        _tell(cells[-1])
+        write_whole(figures, _json(record | {"cells": cells}), overwrite=True)
+
+    known = [] if force else before.get("cells", [])
+    record["cells"], record["missing"] = measure(found, sets, known, threads=threads, seconds=60 * minutes, done=keep)
+    write_whole(figures, _json(record), overwrite=True)
+    write_whole(docs / "results.md", page(record, published, times or None), overwrite=True)
+    left = f", {record['missing']} not measured yet: run it again" if record["missing"] else ""
+    print(f"wrote {docs / 'results.md'} and {figures}: {len(record['cells'])} figures{left}")
+
+
+def _read(path: Path, *, needed: bool = True) -> Record:
+    """A JSON object; an empty one where the file is missing and not needed."""
+    if not needed and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON file, found: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _json(record: Record) -> str:
+    """With a line for each thing of a list, so that a change shows as a line."""
+    lines = []
+    for key, value in finite(record).items():
+        begin, end = ("{", "}") if isinstance(value, dict) else ("[", "]")
+        if isinstance(value, dict):
+            entries = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
+        else:
+            entries = [json.dumps(entry) for entry in value] if isinstance(value, list) else []
+        held = f"{begin}\n  " + ",\n  ".join(entries) + f"\n {end}" if entries else json.dumps(value)
+        lines.append(f" {json.dumps(key)}: {held}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _model_entry(model: Model) -> Record:
+    weights = model.path.with_suffix(".safetensors")
+    return {
+        "name": model.name,
+        "noise": model.noise,
+        "steps": model.steps,
+        "variant": model.config.variant,
+        "channels": model.config.channels,
+        "sha256": model.sha256,
+        "weights_sha256": sha256(weights) if weights.is_file() else "no weights beside it",
+    }
+
+
+def _set_entry(held: ImageSet) -> Record:
+    sizes = {} if held.pairs else {"sizes": held.sizes}
+    return {"files": len(held.examples), "channels": held.channels, **sizes, "sha256": held.sha256}
+
+
+def _costs(ablations: list[Record]) -> list[Record]:
+    """Of every network of Table 1, in both variants."""
+    entries = []
+    for variant in VARIANTS:
+        for row in ablations:
+            config = SADNetConfig(variant, 3, row["rsab"], row["offset_transfer"], row["context"])
+            entries.append(config.as_dict() | asdict(cost(config, *SIZE)))
+    return entries
+
+
+def _tell(cell: Cell) -> None:
+    noise = f"sigma {cell['sigma']} {cell['protocol']}" if "sigma" in cell else cell["protocol"]
+    scores = f"{cell['psnr']:.2f} / {cell['ssim']:.3f}"
+    print(f"{cell['model']} {cell['set']} {noise}: {scores} ({cell['seconds']:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(app)
