@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from common.errors import ModelError
 from plugins.launch import Precision
 from runtime.engines.base import Engine, Images, size_of
+from runtime.memory import pixels_in, pixels_in_host
 from train.weights import load_weights
 
 ON_WAY = 2
@@ -99,6 +100,9 @@ class TorchEngine(Engine):
             fed = torch.from_numpy(np.array(images, order="C")).to(self.device)
             result: Images = self._denoise(fed).cpu().numpy()
         return result
+
+    def pixels_at_once(self) -> int | None:
+        return pixels_in_host() if self._cuda is None else pixels_in(self._cuda.free_bytes())
 
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float] | None:
         """Without the copies to and from the graph's own memory, which batches of `stream` need."""
@@ -295,6 +299,10 @@ class _Cuda:
             end.record()
         self._streams["compute"].synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+    def free_bytes(self) -> int:
+        """Of the GPU's memory."""
+        return torch.cuda.mem_get_info(self._device)[0]
 
     def settle(self) -> None:
         """Wait for all that is queued."""

@@ -15,7 +15,7 @@ from common.padding import pad_to_multiple
 from runtime import Denoiser
 from runtime.engines import Engine
 from runtime.engines.base import Images, Io, Size, SizeRange, size_of
-from runtime.tiles import OVERLAP, TILE, WORKING_PIXELS, choose_tile, spans
+from runtime.tiles import OVERLAP, SIDES, TILE, choose_tile, spans
 
 
 class Stub(Engine):
@@ -149,11 +149,11 @@ def test_automatic_tiles_bound_what_the_network_is_given() -> None:
     assert engine.shapes == [(1, 3, 320, 800)]
     engine = Stub()
     Denoiser(engine).denoise(np.zeros((500, 1500), np.uint8))
-    assert set(engine.shapes) == {(1, 3, 504, 472)}  # four tiles of 500x1500 that share 128, none larger than needed
+    assert set(engine.shapes) == {(1, 3, 504, 448)}  # four tiles of 500x1500 that share 96, none larger than needed
     engine = Stub()
     Denoiser(engine).denoise(np.zeros((64, 100, 200, 3), np.uint8))
     assert sum(shape[0] for shape in engine.shapes) == 64
-    assert max(np.prod(shape) // 3 for shape in engine.shapes) <= WORKING_PIXELS
+    assert max(np.prod(shape) // 3 for shape in engine.shapes) <= TILE**2
 
 
 def test_the_engine_is_given_the_padding_that_everyone_uses() -> None:
@@ -315,5 +315,6 @@ def test_threads_share_a_denoiser() -> None:
 
 
 def test_constants_are_multiples_of_8() -> None:
-    assert TILE % 8 == OVERLAP % 16 == 0
-    assert TILE * TILE <= WORKING_PIXELS
+    assert OVERLAP % 16 == 0
+    assert all(side % 8 == 0 and side >= 2 * OVERLAP for side in SIDES)
+    assert TILE in SIDES
