@@ -72,7 +72,9 @@ def infer(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave outputs that exist, and do the rest.")
     ] = False,
-    tile: Annotated[int, typer.Option(help="Side of the tiles in pixels, a multiple of 8; 0: automatic.")] = 0,
+    tile: Annotated[
+        int, typer.Option(help="Side of the tiles in pixels, a multiple of 8; 0: by the memory that is free.")
+    ] = 0,
     max_megapixels: Annotated[
         int, typer.Option(help=f"Refuse larger images before they are decoded; at most {MOST_MEGAPIXELS}.")
     ] = 250,

@@ -102,7 +102,7 @@ class TorchEngine(Engine):
         return result
 
     def pixels_at_once(self) -> int | None:
-        return pixels_in_host() if self._cuda is None else pixels_in(self._cuda.free_bytes())
+        return pixels_in_host() if self._cuda is None else pixels_in(torch.cuda.mem_get_info(self.device)[0])
 
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float] | None:
         """Without the copies to and from the graph's own memory, which batches of `stream` need."""
@@ -299,10 +299,6 @@ class _Cuda:
             end.record()
         self._streams["compute"].synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in events]
-
-    def free_bytes(self) -> int:
-        """Of the GPU's memory."""
-        return torch.cuda.mem_get_info(self._device)[0]
 
     def settle(self) -> None:
         """Wait for all that is queued."""

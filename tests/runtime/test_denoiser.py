@@ -15,7 +15,7 @@ from common.padding import pad_to_multiple
 from runtime import Denoiser
 from runtime.engines import Engine
 from runtime.engines.base import Images, Io, Size, SizeRange, size_of
-from runtime.tiles import OVERLAP, SIDES, TILE, choose_tile, spans
+from runtime.tiles import OVERLAP, SIDES, TILE, choose_tile, shared, spans
 
 
 class Stub(Engine):
@@ -87,6 +87,38 @@ def test_tiles_agree_with_the_whole(height: int, width: int, tile: int, reach: i
     engine = Stub(reach=reach)
     np.testing.assert_array_equal(Denoiser(engine, tile=tile, overlap=32).denoise(image), whole)
     assert len(set(engine.shapes)) == 1  # one shape: no engine has to be prepared for another one
+
+
+sides_of_tiles = st.sampled_from([None, *range(64, 705, 8)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 700),
+    st.integers(1, 700),
+    st.sampled_from(["gray", "colour", "batch"]),
+    st.sampled_from(["u1", "u2", "f2", "f4", "f8"]),
+    sides_of_tiles,
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 99),
+)
+def test_any_picture_in_any_tiles(
+    height: int, width: int, kind: str, dtype: str, tile: int | None, strength: float, seed: int
+) -> None:
+    """Shape and type are kept, samples are finite and in range, and tiles give what the whole picture gives, with an
+    engine that reaches as far as the tiles allow and is equivariant to shifts of 8 pixels only."""
+    image = noise({"gray": (height, width), "colour": (height, width, 3), "batch": (2, height, width, 3)}[kind], dtype)
+    if np.dtype(dtype).kind == "f":
+        image = (image * 3 - 1).astype(dtype)  # noise leaves [0, 1]
+    reach = shared(tile or TILE, None) // 2
+    result = Denoiser(Stub(reach=reach), tile=tile).denoise(image, strength)
+    assert (result.shape, result.dtype) == (image.shape, image.dtype)
+    assert np.isfinite(result).all()
+    if np.dtype(dtype).kind == "f":
+        assert result.min() >= 0
+        assert result.max() <= 1
+    whole = Denoiser(Stub(reach=reach), tile=704).denoise(image, strength)
+    np.testing.assert_array_equal(result, whole)
 
 
 def test_without_overlap_the_same_tiles_differ() -> None:
