@@ -31,6 +31,10 @@ DEFAULT_ENGINE = ASSETS / "blind_color.onnx"
 MOST_MEGAPIXELS = 1073
 """OpenCV decodes no more than 2^30 pixels."""
 
+FLICKER = (
+    "note: frames are denoised one by one: what is left of strong noise may flicker, which a lower --strength hides"
+)
+
 app = application("Denoise images, videos, and folders of them.")
 
 
@@ -102,6 +106,8 @@ def infer(
                 if not tile and denoiser.side < TILE:
                     note = f"note: in tiles of {denoiser.side} pixels, as little memory is free: --tile {TILE} insists"
                     print(note, file=stderr)
+                if any(job.video for job in plan.jobs):
+                    print(FLICKER, file=stderr)
                 summary = _denoise(denoiser, plan, settings, _gray_note(path), stderr)
     if plan.alone and summary.faults:
         raise summary.faults[0]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from common.images import Picture, encode_picture, read_picture, write_picture
 from common.metadata import Metadata
 from runtime import infer, memory
+from tests.runtime.video_clips import make
 
 ROOT = Path(__file__).resolve().parents[2]
 WriteModel = Callable[..., Path]
@@ -292,13 +294,25 @@ def test_little_memory_makes_small_tiles_and_says_so(
     source = photo(tmp_path / "a.png")
     monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
     told = []
-    monkeypatch.setattr(infer, "_own_stderr", lambda: open(tmp_path / "told", "w"))
+    monkeypatch.setattr(infer, "_own_stderr", partial(open, tmp_path / "told", "w"))
     options: dict[str, Any] = dict.fromkeys(("model", "depth", "threads"))
     options |= {"list_models": False, "strength": 1.0, "quality": 95, "overwrite": True, "skip_existing": False}
     for tile in (0, 512):
         infer.infer([source], engine=model, output=tmp_path / "b.png", tile=tile, max_megapixels=1, **options)
         told.append((tmp_path / "told").read_text())
     assert told == ["note: in tiles of 256 pixels, as little memory is free: --tile 512 insists\n", ""]
+
+
+def test_a_word_about_flicker(tmp_path: Path, model: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    for name in ("clip.mp4", "other.mp4"):
+        make(tmp_path / "in" / name, frames=3)
+    result = script("infer.py", tmp_path / "in", "--engine", model)
+    assert (result.returncode, tree(tmp_path / "in_denoised")) == (0, ["a.png", "clip.mp4", "other.mp4"])
+    assert result.stderr.count("\n") == 1
+    assert "note: frames are denoised one by one" in result.stderr
+    assert "flicker" in result.stderr
+    assert result.stdout.startswith("3 files in")
 
 
 def test_large_pictures_only_when_asked_for(tmp_path: Path, model: Path) -> None:
