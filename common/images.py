@@ -258,6 +258,7 @@ def _encode(pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, suffix:
         done = False
     if not done:
         _unwritable(pixels, kind)
+    del image  # of 100 megapixels each copy counts
     return data.tobytes()
 
 

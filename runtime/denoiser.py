@@ -107,8 +107,10 @@ class Denoiser:
             for clean in stream:
                 keep, finished = on_way.popleft()
                 keep(clean)
+                del keep, clean  # they hold the whole image
                 if finished is not None:
                     yield finished
+                    del finished
         assert not on_way, f"{self.engine.name} gave fewer results than it was given images"
 
     def close(self) -> None:

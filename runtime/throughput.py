@@ -3,7 +3,7 @@
 Three times of the same pictures, a round each in turn: of the engine alone, which is given all tiles of many pictures
 at once; of reading, decoding, encoding and writing, one picture after another; and of the pipeline, which is to hide
 the second behind the first. Where all have but one core to run on nothing can be hidden, and the sum is the best there
-is.
+is: what the engine has of the pipeline's processor time is then the figure, which other programs hardly change.
 """
 
 import tempfile
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.images import Picture, read_picture, write_picture
@@ -28,19 +29,23 @@ TOGETHER = 2**27
 """Bytes of pixels that the engine alone is given at once; as tiles of floats they take about five times as much."""
 
 
+Times = NDArray[np.float64]
+"""Seconds: by the clock, and of the processor in all threads."""
+
+
 @dataclass
 class Folder:
-    """Of a contender and a folder; a figure of seconds for each round."""
+    """Of a contender and a folder; an entry for each round."""
 
     label: str
     name: str
     path: Path
     images: int = 0
     pixels: int = 0
-    engine: list[float] = field(default_factory=list)
-    files: list[float] = field(default_factory=list)
+    engine: list[Times] = field(default_factory=list)
+    files: list[Times] = field(default_factory=list)
     """Reading, decoding, encoding and writing."""
-    pipeline: list[float] = field(default_factory=list)
+    pipeline: list[Times] = field(default_factory=list)
 
 
 def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
@@ -60,38 +65,47 @@ def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
         found = Folder(contender.label, engine.name, folder)
         for _ in range(rounds):
             found.images, found.pixels = _one_by_one(found, denoiser, timed, jobs)
+            begun = _now()
             summary = denoise_files(denoiser, jobs, Settings(overwrite=True))
             if summary.interrupted is not None:
                 raise KeyboardInterrupt
             if summary.faults:
                 raise summary.faults[0]
-            found.pipeline.append(summary.seconds)
+            found.pipeline.append(_now() - begun)
     return found
 
 
 def folder_row(found: Folder) -> Row:
-    """The entry of the JSON line: medians of the rounds; `of_engine` is the median of each round's own ratio.
+    """The entry of the JSON line: medians of the rounds.
 
-    `hidden` is the part of the time for files that the pipeline did not add to the engine's; noise may take it beyond
-    0 and 1.
+    of_engine is the engine's time alone to the pipeline's, of_processor_time the same of processor time, which is all
+    that one core could reach. hidden is the part of the time for files that the pipeline did not add to the engine's;
+    noise may take it beyond 0 and 1.
     """
     engine, files, pipeline = (np.array(times) for times in (found.engine, found.files, found.pipeline))
     ratios = engine / pipeline
+    (engine_s, _), (files_s, _), (pipeline_s, _) = (np.median(times, 0) for times in (engine, files, pipeline))
+    of_engine, of_processor = np.median(ratios, 0)
     return {
         "engine": found.label,
         "runs_on": found.name,
         "folder": str(found.path),
         "images": found.images,
         "megapixels": round(found.pixels / 1e6, 2),
-        "engine_s": round(float(np.median(engine)), 3),
-        "files_s": round(float(np.median(files)), 3),
-        "pipeline_s": round(float(np.median(pipeline)), 3),
-        "engine_images_per_s": round(found.images / float(np.median(engine)), 3),
-        "pipeline_images_per_s": round(found.images / float(np.median(pipeline)), 3),
-        "of_engine": round(float(np.median(ratios)), 4),
-        "of_engine_least": round(float(ratios.min()), 4),
-        "hidden": round(float(np.median(1 - (pipeline - engine) / files)), 3),
+        "engine_s": round(float(engine_s), 3),
+        "files_s": round(float(files_s), 3),
+        "pipeline_s": round(float(pipeline_s), 3),
+        "engine_images_per_s": round(float(found.images / engine_s), 3),
+        "pipeline_images_per_s": round(float(found.images / pipeline_s), 3),
+        "of_engine": round(float(of_engine), 4),
+        "of_engine_range": [round(float(end), 4) for end in (ratios[:, 0].min(), ratios[:, 0].max())],
+        "of_processor_time": round(float(of_processor), 4),
+        "hidden": round(float(np.median((1 - (pipeline - engine) / files)[:, 0])), 3),
     }
+
+
+def _now() -> Times:
+    return np.array((time.perf_counter(), time.process_time()))
 
 
 class _Timed(Engine):
@@ -100,7 +114,7 @@ class _Timed(Engine):
     def __init__(self, engine: Engine) -> None:
         self.name, self.channels, self.sizes = engine.name, engine.channels, engine.sizes
         self.details, self.io = engine.details, engine.io
-        self.alone, self.seconds = False, 0.0
+        self.alone, self.seconds = False, np.zeros(2)
         self._engine = engine
 
     def pixels_at_once(self) -> int | None:
@@ -111,9 +125,9 @@ class _Timed(Engine):
             yield from self._engine.stream(batches)
             return
         batches = list(batches)
-        begun = time.perf_counter()
+        begun = _now()
         results = list(self._engine.stream(batches))
-        self.seconds += time.perf_counter() - begun
+        self.seconds = self.seconds + _now() - begun
         yield from results
 
     def _run(self, images: Images) -> Images:
@@ -122,22 +136,22 @@ class _Timed(Engine):
 
 def _one_by_one(found: Folder, denoiser: Denoiser, timed: _Timed, jobs: Sequence[Job]) -> tuple[int, int]:
     """A round without the pipeline, whose times are added to `found`; returns how many pictures and pixels."""
-    timed.alone, timed.seconds = True, 0.0
-    files, images, pixels, held = 0.0, 0, 0, list[tuple[Job, Picture]]()
+    timed.alone, timed.seconds = True, np.zeros(2)
+    files, images, pixels, held = np.zeros(2), 0, 0, list[tuple[Job, Picture]]()
 
-    def denoise() -> float:
+    def denoise() -> Times:
         results = list(denoiser.denoise_stream([picture.pixels for _, picture in held]))
-        begun = time.perf_counter()
+        begun = _now()
         for (job, picture), result in zip(held, results, strict=True):
             target = job.target.with_name(f"alone_{job.target.name}")
             write_picture(target, Picture(result, picture.alpha, picture.metadata), overwrite=True)
         held.clear()
-        return time.perf_counter() - begun
+        return _now() - begun
 
     for job in jobs:
-        begun = time.perf_counter()
+        begun = _now()
         picture = read_picture(job.source)
-        files += time.perf_counter() - begun
+        files += _now() - begun
         held.append((job, picture))
         images, pixels = images + 1, pixels + picture.pixels.shape[0] * picture.pixels.shape[1]
         if sum(waiting.pixels.nbytes for _, waiting in held) > TOGETHER:
