@@ -102,7 +102,12 @@ class TorchEngine(Engine):
         return result
 
     def pixels_at_once(self) -> int | None:
-        return pixels_in_host() if self._cuda is None else pixels_in(torch.cuda.mem_get_info(self.device)[0])
+        if self._cuda is None:
+            return pixels_in_host()
+        try:
+            return pixels_in(torch.cuda.mem_get_info(self.device)[0])
+        except RuntimeError:  # a GPU that is lost is told of where it is to compute
+            return None
 
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float] | None:
         """Without the copies to and from the graph's own memory, which batches of `stream` need."""

@@ -1,5 +1,6 @@
 """Padding, tiles, types and rounding, against engines whose every sample is known."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -249,6 +250,27 @@ def test_streams_overlap_in_the_denoiser() -> None:
     engine, image = Looks(), noise((200, 200, 3))
     np.testing.assert_array_equal(Denoiser(engine, tile=64).denoise(image), image)
     assert len(engine.seen) > 4
+
+
+def test_a_stream_holds_no_image_that_is_done() -> None:
+    given: list[weakref.ref[NDArray[Any]]] = []
+    alive: list[list[bool]] = []
+
+    class Looks(Stub):
+        def _run(self, images: Images) -> Images:
+            alive.append([image() is not None for image in given])
+            return super()._run(images)
+
+    def images() -> Iterator[NDArray[Any]]:
+        for seed in range(3):
+            image = noise((40, 50, 3), seed=seed)
+            given.append(weakref.ref(image))
+            yield image
+            del image
+
+    for result in Denoiser(Looks()).denoise_stream(images()):
+        assert result.shape == (40, 50, 3)
+    assert alive == [[True], [False, True], [False, False, True]]
 
 
 class Fixed(Stub):

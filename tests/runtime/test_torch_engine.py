@@ -55,6 +55,12 @@ def test_memory_is_that_of_where_it_computes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
     assert engine.pixels_at_once() == 20 * 10**9 // memory.SHARE // memory.BYTES_A_PIXEL
 
+    def lost(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
+    assert engine.pixels_at_once() is None
+
 
 def test_the_residual_is_added_in_fp32() -> None:
     images = batch(0, (1, 3, 16, 16))
