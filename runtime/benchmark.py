@@ -13,8 +13,8 @@ All run in one process on the same photo, in turn. Tables, then one JSON line; w
 
     python runtime/benchmark.py --pipeline photos --engine assets/real_color.onnx --repeat 3
 
-Folders instead: the pictures in them from file to file, beside what the engine takes for them alone; see
-`runtime.throughput`. `hidden` is the part of the time for decoding and encoding that went on beside the network.
+Folders instead: the pictures in them from file to file, beside what the engine alone and their files alone take; "of
+engine" is what the first reaches of the second's speed. See `runtime.throughput`.
 """
 
 import contextlib

@@ -44,8 +44,11 @@ def better_on_gray(path: Path, folder: Path = ASSETS) -> list[Model] | None:
     None where nothing is to be said of it: a colour model for white noise has learned that noise differs from channel
     to channel, and takes what is equal in all of them for detail; of others nothing is known, or they do better.
     """
+    path = path.resolve()
+    if path.parent != folder.resolve():
+        return None
     models = bundled_models(folder)
-    used = next((model for model in models if model.path.resolve() == path.resolve()), None)
+    used = next((model for model in models if model.path.resolve() == path), None)
     if not used or used.channels != 3 or not used.white:
         return None
     gray = [model for model in models if model.channels == 1]

@@ -114,12 +114,12 @@ def folder_table(rows: Sequence[Row]) -> Table:
     shown = Table()
     shown.add_column("engine", no_wrap=True)
     shown.add_column("folder")
-    columns = ("images", "megapixels", "engine alone s", "files alone s", "pipeline s", "images/s", "of the engine's")
-    for name in (*columns, "of processor time", "hidden"):
+    columns = ("images", "MP", "engine s", "files s", "pipeline s", "images/s", "of engine", "of CPU time")
+    for name in columns:
         shown.add_column(name, justify="right")
     for row in rows:
         seconds = (f"{row[key]:.2f}" for key in ("engine_s", "files_s", "pipeline_s"))
-        shares = (f"{row[key]:.1%}" for key in ("of_engine", "of_processor_time", "hidden"))
+        shares = (f"{row[key]:.1%}" for key in ("of_engine", "of_processor_time"))
         counts = (str(row["images"]), f"{row['megapixels']:.1f}")
         speed = f"{row['pipeline_images_per_s']:.2f}"
         shown.add_row(escape(row["engine"]), escape(row["folder"]), *counts, *seconds, speed, *shares)

@@ -78,9 +78,8 @@ def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
 def folder_row(found: Folder) -> Row:
     """The entry of the JSON line: medians of the rounds.
 
-    of_engine is the engine's time alone to the pipeline's, of_processor_time the same of processor time, which is all
-    that one core could reach. hidden is the part of the time for files that the pipeline did not add to the engine's;
-    noise may take it beyond 0 and 1.
+    of_engine is the engine's time alone to the pipeline's, and of_processor_time the same of processor time: what one
+    core could reach. Another program's load on the one or the other takes of_engine anywhere, even beyond 1.
     """
     engine, files, pipeline = (np.array(times) for times in (found.engine, found.files, found.pipeline))
     ratios = engine / pipeline
@@ -100,7 +99,6 @@ def folder_row(found: Folder) -> Row:
         "of_engine": round(float(of_engine), 4),
         "of_engine_range": [round(float(end), 4) for end in (ratios[:, 0].min(), ratios[:, 0].max())],
         "of_processor_time": round(float(of_processor), 4),
-        "hidden": round(float(np.median((1 - (pipeline - engine) / files)[:, 0])), 3),
     }
 
 

@@ -22,9 +22,9 @@ TILE = 512
 OVERLAP = 96
 """Pixels that neighbouring tiles share. The seam lies in their middle, so every pixel kept is 48 or more from a border
 that is not the picture's. The network sees further, but hardly: with the bundled models tiles of 256 changed 99.99 % of
-the samples by at most 0.72/255 at this overlap, all by 1.9/255, and PSNR by 0.001 dB, on a photo with noise of sigma
-70; less on others. At 64 it was 2.1/255 and 3.3/255, at 128 0.15/255 and 0.28/255, for 1.3 and 1.8 times a picture's
-pixels to compute in tiles of 512; here it is 1.5 (tests/runtime/test_seams.py)."""
+the samples by at most 1.0/255, all by at most 2.0/255, and PSNR by 0.001 dB, on photos with noise of sigma 70, and less
+on others (tests/runtime/test_seams.py, docs/benchmarks.md). With 64, 99.99 % moved by 2.1/255, with 128 by 0.15/255. In
+tiles of 512 that is 1.3, 1.5 and 1.8 times a large picture's pixels to compute."""
 
 Span = tuple[int, int, int]  # where a tile starts; of it, what is kept: from, to (exclusive)
 Window = tuple[slice, slice]
