@@ -18,6 +18,9 @@ from runtime.report import folder_table
 from runtime.throughput import Folder, folder_row, measure_folder
 
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
 class Sleeps(Engine):
     """Takes `seconds` for a batch, and remembers how many batches each stream had."""
 
@@ -100,6 +103,17 @@ def test_figures_of_a_row() -> None:
     }
     cells = [next(iter(column.cells)) for column in folder_table([folder_row(found)]).columns]
     assert cells == ["a.onnx", "photos", "10", "5.0", "9.00", "2.00", "10.00", "1.00", "90.0%", "80.0%"]
+
+
+def test_the_documented_figures_are_the_result_files() -> None:
+    """And those that issue 6 asks for."""
+    (row,) = json.loads((DOCS / "results" / "pipeline_cpu.json").read_text())["folders"]
+    low, high = row["of_engine_range"]
+    cells = (f"{row['engine_s']:.2f} s", f"{row['files_s']:.2f} s", f"{row['pipeline_s']:.2f} s")
+    shares = (f"{row['of_engine']:.1%} ({low:.1%} to {high:.1%} in three rounds)", f"{row['of_processor_time']:.1%}")
+    line = " | ".join((*cells, *shares)).replace("%", " %").replace(" % to", " to").replace(" % in", " in")
+    assert f"| {line} |" in (DOCS / "benchmarks.md").read_text()
+    assert row["of_engine"] >= 0.9
 
 
 def test_what_cannot_be_measured_is_one_error(photos: Path, tmp_path: Path) -> None:
