@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 BYTES_A_PIXEL = 6500
-"""SADNet's in fp32, at most: ONNX Runtime and PyTorch were measured to need 5.9 to 6.1 KB on a CPU, at 128x128 to
-768x768. GPUs are taken to need no more: not measured."""
+"""SADNet's in fp32, at most: on a CPU ONNX Runtime was measured to need 6.0 KB, at 256x256 and 512x512, PyTorch 5.3 KB
+at 512x512 (tests/runtime/test_seams.py). GPUs are taken to need no more: not measured."""
 SHARE = 2
 """The network may have one part in so many of what is free; the rest is for the pictures, and for other programs."""
 HOST_PIXELS = 512 * 512

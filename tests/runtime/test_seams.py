@@ -10,8 +10,9 @@ import pytest
 from common.images import read_picture
 from common.metrics import psnr
 from runtime import Denoiser
+from runtime.memory import BYTES_A_PIXEL
 from runtime.models import ASSETS, bundled_models
-from runtime.tiles import SIDES
+from runtime.tiles import OVERLAP, SIDES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +34,50 @@ def test_tiles_show_no_seam(name: str, sigma: int) -> None:
     print(f"{name}, sigma {sigma}: max {difference.max():.2f}, 99.99 % {almost_all:.2f} of 255, {change:+.5f} dB")
     assert 0 < almost_all <= 2
     assert abs(change) < 0.02
+
+
+@pytest.mark.slow
+def test_tiles_that_share_more_are_nearer_to_the_whole() -> None:
+    """What `OVERLAP` was chosen by."""
+    clean = read_picture(ASSETS / "astronaut_clean.png").pixels / np.float32(255)
+    noisy = clean + np.random.default_rng(0).normal(0, 70 / 255, clean.shape).astype(np.float32)
+    almost_all = []
+    with Denoiser(ASSETS / "blind_color.onnx", tile=512) as denoiser:
+        whole = denoiser.denoise(noisy)
+        for overlap in (64, OVERLAP, 128):
+            tiled = Denoiser(denoiser.engine, tile=min(SIDES), overlap=overlap).denoise(noisy)
+            almost_all.append(255 * np.quantile(np.abs(whole - tiled), 0.9999))
+            print(f"{overlap} shared: 99.99 % {almost_all[-1]:.2f} of 255")
+    assert almost_all == sorted(almost_all, reverse=True)
+
+
+PIXELS = """
+import sys
+from pathlib import Path
+import numpy as np
+from runtime.engines import open_engine
+
+def held(entry):
+    return 1024 * int(Path("/proc/self/status").read_text().split(entry + ":")[1].split()[0])
+
+side = int(sys.argv[2])
+engine = open_engine(sys.argv[1], threads=1)
+images = np.random.default_rng(0).random((1, 3, side, side), np.float32)
+before = held("VmRSS")
+for _ in range(4):
+    engine.run(images)
+print((held("VmHWM") - before) / side**2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(("suffix", "side"), [(".onnx", 256), (".onnx", 512), (".safetensors", 512)])
+def test_the_memory_that_a_pixel_takes(suffix: str, side: int) -> None:
+    command: list[str | Path] = [sys.executable, "-c", PIXELS, ASSETS / f"blind_color{suffix}", str(side)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    print(f"{suffix}, {side}x{side}: {float(result.stdout):.0f} bytes a pixel")
+    assert BYTES_A_PIXEL / 2 < float(result.stdout) <= BYTES_A_PIXEL
 
 
 RUN = """
