@@ -51,6 +51,16 @@ class Picture:
     premultiplied: bool = False
     """`pixels` have been multiplied by `alpha`, as in TIFF files with an associated one."""
 
+    @property
+    def gray(self) -> bool:
+        """It shows no colour: it has one channel, or three that are equal."""
+
+        def equal(pixels: NDArray[Any]) -> bool:
+            return bool((pixels[..., 1:] == pixels[..., :1]).all())
+
+        few = self.pixels[::16, ::16]  # as a rule these tell, at once
+        return self.pixels.ndim == 2 or (equal(few) and equal(self.pixels))
+
 
 def read_picture(path: PathLike, *, most_pixels: int = MOST_PIXELS) -> Picture:
     """Read a JPEG, PNG, TIFF, WebP or BMP file, whatever its name says.
@@ -248,6 +258,7 @@ def _encode(pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, suffix:
         done = False
     if not done:
         _unwritable(pixels, kind)
+    del image  # of 100 megapixels each copy counts
     return data.tobytes()
 
 

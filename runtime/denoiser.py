@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,7 +19,7 @@ from common.errors import InputError, ModelError
 from common.padding import MULTIPLE, pad_to
 from runtime.engines import Engine, open_engine
 from runtime.engines.base import Images
-from runtime.tiles import TILE, WORKING_PIXELS, Tile, Window, choose_tile, cut, padded_size
+from runtime.tiles import TILE, Tile, Window, choose_side, choose_tile, cut, padded_size
 
 SMALLEST_TILE = 64
 
@@ -35,8 +35,8 @@ class Denoiser:
     Args:
         engine: a model file or a folder of plans, which is opened here and closed by `close`, or an open engine, which
             stays its owner's.
-        tile: side of the square tiles in pixels, a multiple of 8, at least 64. None or 0: chosen, see
-            `runtime.tiles.choose_tile`. An engine that does not take that size gets the nearest that it takes.
+        tile: side of the square tiles in pixels, a multiple of 8, at least 64. None or 0: chosen by the memory that is
+            free, see `side`. An engine that does not take that size gets the nearest that it takes.
         overlap: pixels that neighbouring tiles share, a multiple of 8; None: `OVERLAP`, or half a small tile.
         threads: CPU threads of an engine that is opened here; None leaves them to the engine.
 
@@ -60,6 +60,17 @@ class Denoiser:
         self._overlap = overlap
         self._owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else open_engine(engine, threads)
+
+    @cached_property
+    def side(self) -> int:
+        """Of the tiles of pictures that are larger, in pixels: what was asked for, or what the memory that is free when
+        it is first wanted allows; then it stays, so that all pictures of a run are cut alike. Engines that state a
+        largest size have that instead, unless one was asked for.
+        """
+        if self._tile:
+            return self._tile
+        unbounded = any(sizes.most is None for sizes in self.engine.sizes)
+        return choose_side(self.engine.pixels_at_once() if unbounded else None)
 
     def denoise(self, image: NDArray[T], strength: float = 1.0) -> NDArray[T]:
         """Denoise one picture or a batch; the result has the shape and type of `image`, which stays as it is.
@@ -96,8 +107,10 @@ class Denoiser:
             for clean in stream:
                 keep, finished = on_way.popleft()
                 keep(clean)
+                del keep, clean  # they hold the whole image
                 if finished is not None:
                     yield finished
+                    del finished
         assert not on_way, f"{self.engine.name} gave fewer results than it was given images"
 
     def close(self) -> None:
@@ -126,9 +139,10 @@ class Denoiser:
             array.reshape(-1, *array.shape[-3:]) if as_bytes else _as_planes(array) for array in (image, result)
         )
         size = planes.shape[axes[0]], planes.shape[axes[1]]
-        tile = choose_tile(size, self.engine.sizes, self._tile, self._overlap)
+        side = self.side
+        tile = choose_tile(size, self.engine.sizes, self._tile, self._overlap, side)
         padded = pad_to(planes, padded_size(size, tile), axes)
-        batch = max(1, WORKING_PIXELS // (tile[0] * tile[1]))
+        batch = max(1, side * side // (tile[0] * tile[1]))
         parts = [
             (slice(first, first + batch), piece)
             for piece in cut(size, tile, self._overlap)

@@ -23,12 +23,17 @@ from common.cli import application, run
 from common.errors import InputError
 from runtime.denoiser import Denoiser, check_tile
 from runtime.jobs import Plan, make_plan
-from runtime.models import ASSETS, bundled_models, model_file
+from runtime.models import ASSETS, better_on_gray, bundled_models, model_file
 from runtime.pipeline import Outcome, Settings, Summary, denoise_files
+from runtime.tiles import TILE
 
 DEFAULT_ENGINE = ASSETS / "blind_color.onnx"
 MOST_MEGAPIXELS = 1073
 """OpenCV decodes no more than 2^30 pixels."""
+
+FLICKER = (
+    "note: frames are denoised one by one: what is left of strong noise may flicker, which a lower --strength hides"
+)
 
 app = application("Denoise images, videos, and folders of them.")
 
@@ -71,7 +76,9 @@ def infer(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave outputs that exist, and do the rest.")
     ] = False,
-    tile: Annotated[int, typer.Option(help="Side of the tiles in pixels, a multiple of 8; 0: automatic.")] = 0,
+    tile: Annotated[
+        int, typer.Option(help="Side of the tiles in pixels, a multiple of 8; 0: by the memory that is free.")
+    ] = 0,
     max_megapixels: Annotated[
         int, typer.Option(help=f"Refuse larger images before they are decoded; at most {MOST_MEGAPIXELS}.")
     ] = 250,
@@ -96,7 +103,12 @@ def infer(
             print(_line(f"error: {fault}"), file=stderr)
         if plan.jobs:
             with Denoiser(path, tile=tile, threads=threads) as denoiser:
-                summary = _denoise(denoiser, plan, settings, stderr)
+                if not tile and denoiser.side < TILE:
+                    note = f"note: in tiles of {denoiser.side} pixels, as little memory is free: --tile {TILE} insists"
+                    print(note, file=stderr)
+                if any(job.video for job in plan.jobs):
+                    print(FLICKER, file=stderr)
+                summary = _denoise(denoiser, plan, settings, _gray_note(path), stderr)
     if plan.alone and summary.faults:
         raise summary.faults[0]
     failed = len(plan.faults) + len(summary.faults)
@@ -107,8 +119,18 @@ def infer(
         raise typer.Exit(1)
 
 
-def _denoise(denoiser: Denoiser, plan: Plan, settings: Settings, stderr: TextIO) -> Summary:
-    """Run the plan with a progress bar on a terminal, and a line on stderr for every fault and note."""
+def _gray_note(model: Path) -> str | None:
+    """What there is to say of gray pictures denoised by `model`."""
+    better = better_on_gray(model)
+    if better is None:
+        return None
+    line = f"note: {model.stem} leaves most of a gray picture's noise, as it is for noise that differs between channels"
+    return line + (f": --model {' or '.join(found.name for found in better)} removes more" if better else "")
+
+
+def _denoise(denoiser: Denoiser, plan: Plan, settings: Settings, gray_note: str | None, stderr: TextIO) -> Summary:
+    """Run the plan with a progress bar on a terminal, and a line on stderr for every fault and note; of gray pictures
+    there is one, at the first."""
     console = Console(file=stderr)
     columns = (
         TextColumn("denoising {task.fields[files]}"),
@@ -122,7 +144,11 @@ def _denoise(denoiser: Denoiser, plan: Plan, settings: Settings, stderr: TextIO)
         task = bar.add_task("denoising", total=total, files=f"0/{total}")
 
         def report(outcome: Outcome) -> None:
+            nonlocal gray_note
             lines = [f"note: {note}" for note in outcome.notes]
+            if outcome.gray and gray_note:
+                lines.append(gray_note)
+                gray_note = None
             if outcome.fault and not plan.alone:
                 lines = [f"error: {outcome.fault}"]
             for line in lines:

@@ -12,13 +12,17 @@ from typing import TypeAlias
 from common.errors import InputError
 from common.images import Picture, decoded_size, read_file
 from runtime.jobs import Job
+from runtime.memory import free_bytes
 
 THREADS = min(8, os.cpu_count() or 1)
 """That decode, and as many that encode."""
 COPIES = 4
 """As often a picture is in memory at most: decoded, padded, denoised, and as the encoder takes it."""
 MOST_BYTES = 2 << 30
-"""What all pictures on their way take together. One that takes more goes alone."""
+"""What all pictures on their way take together at most, and no more than a part of what is free. One that takes more
+goes alone."""
+SHARE = 4
+"""That part: one in so many."""
 MOST_FILES = 4 * THREADS
 """On their way at once."""
 
@@ -32,13 +36,15 @@ class Item:
     job: Job
     size: int = 0
     """Bytes lent to it."""
+    gray: bool = False
+    """Its picture shows no colour; known once it is taken."""
     decoding: "Future[Picture]" = field(default_factory=Future)
     writing: "Future[tuple[str, ...]]" = field(default_factory=Future)
 
     def take(self) -> Picture:
         """The picture, which the item holds no longer; waits for it, and raises what decoding it has raised."""
         picture = self.decoding.result()
-        self.decoding = Future()
+        self.decoding, self.gray = Future(), picture.gray
         return picture
 
 
@@ -55,6 +61,8 @@ class LookAhead:
         self._held: list[Item | None] = []  # taken from the line before it was wanted; one at most
         self._changed = threading.Condition()
         self._bytes = self._files = 0
+        free = free_bytes()
+        self._room = MOST_BYTES if free is None else min(MOST_BYTES, free // SHARE)
         self._closed = False
         self._feeder, self._decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(THREADS)
         self._feeding: Future[None] = Future()
@@ -115,7 +123,7 @@ class LookAhead:
         """Wait until there are `size` bytes, or nothing is lent. False: closed meanwhile."""
 
         def free() -> bool:
-            fits = self._bytes + size <= MOST_BYTES and self._files < MOST_FILES
+            fits = self._bytes + size <= self._room and self._files < MOST_FILES
             return fits or not self._files or self._closed
 
         with self._changed:

@@ -21,6 +21,7 @@ from common.images import read_picture, rgb8
 from common.padding import MULTIPLE, pad_to
 from runtime.engines import Engine
 from runtime.engines.base import Images, Io, size_of, to_io
+from runtime.memory import device_bytes
 
 PHOTO = Path(__file__).resolve().parent.parent / "assets" / "astronaut_noisy.png"
 WARM_UP = 3
@@ -173,22 +174,12 @@ def _memory(result: Result) -> Iterator[None]:
     gc.collect()
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()  # or one engine would run in what another has left
-    device, resident = device_bytes_used(), _reset_host_peak()
+    device, resident = device_bytes(), _reset_host_peak()
     yield
-    if device is not None and (after := device_bytes_used()) is not None:
-        result.device_bytes = max(0, after - device)
+    if device is not None and (after := device_bytes()) is not None:
+        result.device_bytes = max(0, device[0] - after[0])
     if resident is not None:
         result.host_bytes = max(0, _host_bytes("VmHWM") - resident)
-
-
-def device_bytes_used() -> int | None:
-    """Of the GPU's memory, by all processes; None where there is no GPU, or no cuda-bindings to ask it."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        return None
-    error, free, total = runtime.cudaMemGetInfo()
-    return None if int(error) else total - free
 
 
 def _reset_host_peak() -> int | None:

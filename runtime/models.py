@@ -17,13 +17,17 @@ class Model:
     name: str
     path: Path
     noise: str
-    """What it is for, from its card."""
+    """What it is for: its card's own words, or else what its training configuration says."""
+    channels: int | None
+    """Of the pictures that it is for: 1, gray, or 3; None where the card does not tell."""
+    white: bool
+    """It is for white noise, and for no other."""
 
 
 def bundled_models(folder: Path = ASSETS) -> list[Model]:
     """The models in `folder` that have a card. Raises ModelError for a card that cannot be read."""
     cards = (path for path in sorted(folder.glob("*.json")) if path.with_suffix(".onnx").is_file())
-    return [Model(path.stem, path.with_suffix(".onnx"), _noise(path)) for path in cards]
+    return [_model(path) for path in cards]
 
 
 def model_file(name: str, folder: Path = ASSETS) -> Path:
@@ -34,17 +38,38 @@ def model_file(name: str, folder: Path = ASSETS) -> Path:
     return paths[name]
 
 
-def _noise(card: Path) -> str:
-    """The card's own words, or else what its training configuration says of white noise and of cameras'."""
+def better_on_gray(path: Path, folder: Path = ASSETS) -> list[Model] | None:
+    """The bundled models that do better on gray pictures than the one in `path`, which may be the user's own.
+
+    None where nothing is to be said of it: a colour model for white noise has learned that noise differs from channel
+    to channel, and takes what is equal in all of them for detail; of others nothing is known, or they do better.
+    """
+    path = path.resolve()
+    if path.parent != folder.resolve():
+        return None
+    models = bundled_models(folder)
+    used = next((model for model in models if model.path.resolve() == path), None)
+    if not used or used.channels != 3 or not used.white:
+        return None
+    gray = [model for model in models if model.channels == 1]
+    return gray or [model for model in models if model.channels == 3 and not model.white]
+
+
+def _model(card: Path) -> Model:
     try:
         content: dict[str, Any] = json.loads(card.read_text())
-        if isinstance(words := content.get("noise"), str):
-            return words
-        config = content["trained"]["config"]
-        pictures = {1: "gray", 3: "colour"}[config["model"]["channels"]]
-        noise, cameras = config["noise"], config.get("camera", {}).get("share", 0)
-        white = f"white Gaussian noise of sigma {noise['sigma_min']:g} to {noise['sigma_max']:g} (of 255)"
+        config: dict[str, Any] = content.get("trained", {}).get("config", {})
+        channels, cameras = config.get("model", {}).get("channels"), config.get("camera", {}).get("share", 0)
+        words = content.get("noise")
+        noise = words if isinstance(words, str) else _noise(config, cameras)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{card}: expected a model card, found: {error!r}") from error
+    return Model(card.stem, card.with_suffix(".onnx"), noise, channels, white=channels is not None and cameras == 0)
+
+
+def _noise(config: dict[str, Any], cameras: float) -> str:
+    """What the training configuration says of white noise and of cameras'."""
+    pictures, noise = {1: "gray", 3: "colour"}[config["model"]["channels"]], config["noise"]
+    white = f"white Gaussian noise of sigma {noise['sigma_min']:g} to {noise['sigma_max']:g} (of 255)"
     kinds = [white] * (cameras < 1) + ["noise of cameras, with JPEG"] * (cameras > 0)
     return f"{pictures} pictures with {' or '.join(kinds)}"

@@ -62,11 +62,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one file. `fault` None: its target is written; `notes` say what that does not hold."""
+    """Of one file. `fault` None: its target is written; `notes` say what that does not hold; `gray`: it is a picture
+    without colours."""
 
     job: Job
     fault: SadnetError | None = None
     notes: tuple[str, ...] = ()
+    gray: bool = False
 
 
 @dataclass
@@ -260,7 +262,7 @@ class _Run:
             item = self._untold[0]
             error = item.writing.exception()
             if error is None:
-                outcome = Outcome(item.job, notes=item.writing.result())
+                outcome = Outcome(item.job, notes=item.writing.result(), gray=item.gray)
             elif isinstance(error, SadnetError | MemoryError):
                 outcome = Outcome(item.job, _named(error, item.job.source))
             else:

@@ -109,6 +109,23 @@ def _table(title: str | None, rows: Sequence[Row], columns: dict[str, list[str]]
     return shown
 
 
+def folder_table(rows: Sequence[Row]) -> Table:
+    """Of folders, from file to file beside the engine alone; see `runtime.throughput.folder_row`."""
+    shown = Table()
+    shown.add_column("engine", no_wrap=True)
+    shown.add_column("folder")
+    columns = ("images", "MP", "engine s", "files s", "pipeline s", "images/s", "of engine", "of CPU time")
+    for name in columns:
+        shown.add_column(name, justify="right")
+    for row in rows:
+        seconds = (f"{row[key]:.2f}" for key in ("engine_s", "files_s", "pipeline_s"))
+        shares = (f"{row[key]:.1%}" for key in ("of_engine", "of_processor_time"))
+        counts = (str(row["images"]), f"{row['megapixels']:.1f}")
+        speed = f"{row['pipeline_images_per_s']:.2f}"
+        shown.add_row(escape(row["engine"]), escape(row["folder"]), *counts, *seconds, speed, *shares)
+    return shown
+
+
 def _time(row: Row, prefix: str) -> str:
     if f"{prefix}median_ms" not in row:
         return ""

@@ -79,6 +79,13 @@ class Engine(ABC):
     def _run(self, images: Images) -> Images:
         """`run` on images of type `io`."""
 
+    def pixels_at_once(self) -> int | None:
+        """Pixels that there is memory for at once, by what is free now, with some to spare for the pictures themselves.
+
+        None: nothing is known of it; or what `sizes` allow has its memory already, as with plans.
+        """
+        return None
+
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float] | None:
         """Of `repeat` runs on images of either kind, brought to the device first; after warm-up, by the device's clock.
 

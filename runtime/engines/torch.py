@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from common.errors import ModelError
 from plugins.launch import Precision
 from runtime.engines.base import Engine, Images, size_of
+from runtime.memory import pixels_in, pixels_in_host
 from train.weights import load_weights
 
 ON_WAY = 2
@@ -99,6 +100,14 @@ class TorchEngine(Engine):
             fed = torch.from_numpy(np.array(images, order="C")).to(self.device)
             result: Images = self._denoise(fed).cpu().numpy()
         return result
+
+    def pixels_at_once(self) -> int | None:
+        if self._cuda is None:
+            return pixels_in_host()
+        try:
+            return pixels_in(torch.cuda.mem_get_info(self.device)[0])
+        except RuntimeError:  # a GPU that is lost is told of where it is to compute
+            return None
 
     def seconds_on_device(self, images: Images, repeat: int) -> Sequence[float] | None:
         """Without the copies to and from the graph's own memory, which batches of `stream` need."""

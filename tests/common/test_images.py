@@ -326,6 +326,15 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_pictures_without_colour() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    equal = np.repeat(noise[..., None], 3, axis=2)
+    spot = equal.copy()
+    spot[39, 49, 2] ^= 1  # the only sample that differs
+    assert [Picture(pixels).gray for pixels in (noise, equal, equal[:1, :1], spot)] == [True, True, True, False]
+    assert not Picture(spot[39:, 49:]).gray
+
+
 def test_rgb8() -> None:
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     expected = np.rint(ramp / 257).astype(np.uint8)

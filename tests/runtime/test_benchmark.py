@@ -34,7 +34,7 @@ class Copying(Engine):
 
 def run(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
     """Call the command with its defaults for all but `options`; returns the JSON line."""
-    defaults: dict[str, Any] = dict.fromkeys(("engine", "peer", "compile_", "threads", "json_", "plot"))
+    defaults: dict[str, Any] = dict.fromkeys(("engine", "peer", "compile_", "threads", "json_", "plot", "pipeline"))
     benchmark.main(**(defaults | {"size": ["24x16"], "repeat": 2, "overwrite": False} | options))
     line: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return line

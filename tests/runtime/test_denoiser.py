@@ -1,5 +1,6 @@
 """Padding, tiles, types and rounding, against engines whose every sample is known."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +16,7 @@ from common.padding import pad_to_multiple
 from runtime import Denoiser
 from runtime.engines import Engine
 from runtime.engines.base import Images, Io, Size, SizeRange, size_of
-from runtime.tiles import OVERLAP, TILE, WORKING_PIXELS, choose_tile, spans
+from runtime.tiles import OVERLAP, SIDES, TILE, choose_tile, shared, spans
 
 
 class Stub(Engine):
@@ -89,6 +90,38 @@ def test_tiles_agree_with_the_whole(height: int, width: int, tile: int, reach: i
     assert len(set(engine.shapes)) == 1  # one shape: no engine has to be prepared for another one
 
 
+sides_of_tiles = st.sampled_from([None, *range(64, 705, 8)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 700),
+    st.integers(1, 700),
+    st.sampled_from(["gray", "colour", "batch"]),
+    st.sampled_from(["u1", "u2", "f2", "f4", "f8"]),
+    sides_of_tiles,
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 99),
+)
+def test_any_picture_in_any_tiles(
+    height: int, width: int, kind: str, dtype: str, tile: int | None, strength: float, seed: int
+) -> None:
+    """Shape and type are kept, samples are finite and in range, and tiles give what the whole picture gives, with an
+    engine that reaches as far as the tiles allow and is equivariant to shifts of 8 pixels only."""
+    image = noise({"gray": (height, width), "colour": (height, width, 3), "batch": (2, height, width, 3)}[kind], dtype)
+    if np.dtype(dtype).kind == "f":
+        image = (image * 3 - 1).astype(dtype)  # noise leaves [0, 1]
+    reach = shared(tile or TILE, None) // 2
+    result = Denoiser(Stub(reach=reach), tile=tile).denoise(image, strength)
+    assert (result.shape, result.dtype) == (image.shape, image.dtype)
+    assert np.isfinite(result).all()
+    if np.dtype(dtype).kind == "f":
+        assert result.min() >= 0
+        assert result.max() <= 1
+    whole = Denoiser(Stub(reach=reach), tile=704).denoise(image, strength)
+    np.testing.assert_array_equal(result, whole)
+
+
 def test_without_overlap_the_same_tiles_differ() -> None:
     image = noise((200, 200, 3), np.float32)
     tiled = Denoiser(Stub(reach=16), tile=64, overlap=0).denoise(image)
@@ -149,11 +182,11 @@ def test_automatic_tiles_bound_what_the_network_is_given() -> None:
     assert engine.shapes == [(1, 3, 320, 800)]
     engine = Stub()
     Denoiser(engine).denoise(np.zeros((500, 1500), np.uint8))
-    assert set(engine.shapes) == {(1, 3, 504, 472)}  # four tiles of 500x1500 that share 128, none larger than needed
+    assert set(engine.shapes) == {(1, 3, 504, 448)}  # four tiles of 500x1500 that share 96, none larger than needed
     engine = Stub()
     Denoiser(engine).denoise(np.zeros((64, 100, 200, 3), np.uint8))
     assert sum(shape[0] for shape in engine.shapes) == 64
-    assert max(np.prod(shape) // 3 for shape in engine.shapes) <= WORKING_PIXELS
+    assert max(np.prod(shape) // 3 for shape in engine.shapes) <= TILE**2
 
 
 def test_the_engine_is_given_the_padding_that_everyone_uses() -> None:
@@ -217,6 +250,27 @@ def test_streams_overlap_in_the_denoiser() -> None:
     engine, image = Looks(), noise((200, 200, 3))
     np.testing.assert_array_equal(Denoiser(engine, tile=64).denoise(image), image)
     assert len(engine.seen) > 4
+
+
+def test_a_stream_holds_no_image_that_is_done() -> None:
+    given: list[weakref.ref[NDArray[Any]]] = []
+    alive: list[list[bool]] = []
+
+    class Looks(Stub):
+        def _run(self, images: Images) -> Images:
+            alive.append([image() is not None for image in given])
+            return super()._run(images)
+
+    def images() -> Iterator[NDArray[Any]]:
+        for seed in range(3):
+            image = noise((40, 50, 3), seed=seed)
+            given.append(weakref.ref(image))
+            yield image
+            del image
+
+    for result in Denoiser(Looks()).denoise_stream(images()):
+        assert result.shape == (40, 50, 3)
+    assert alive == [[True], [False, True], [False, False, True]]
 
 
 class Fixed(Stub):
@@ -315,5 +369,6 @@ def test_threads_share_a_denoiser() -> None:
 
 
 def test_constants_are_multiples_of_8() -> None:
-    assert TILE % 8 == OVERLAP % 16 == 0
-    assert TILE * TILE <= WORKING_PIXELS
+    assert OVERLAP % 16 == 0
+    assert all(side % 8 == 0 and side >= 2 * OVERLAP for side in SIDES)
+    assert TILE in SIDES

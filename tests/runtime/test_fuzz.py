@@ -141,6 +141,14 @@ def with_size(data: bytes, width: int, height: int) -> bytes:
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
+def with_width(data: bytes, width: int) -> bytes:
+    """A TIFF of the order "<" that states another width."""
+    at = struct.unpack_from("<I", data, 4)[0] + 2
+    while struct.unpack_from("<H", data, at)[0] != 256:
+        at += 12
+    return data[:at] + struct.pack("<HHII", 256, 4, 1, width) + data[at + 12 :]
+
+
 def bombs() -> dict[str, bytes]:
     """Files of a few KB that would fill the memory."""
     found = samples()
@@ -154,6 +162,7 @@ def bombs() -> dict[str, bytes]:
         "chunk.png": found["plain.png"].replace(b"IEND", b"IDAT").replace(b"\0\0\0\0IDAT", b"\x60\0\0\0IDAT"),
         "empty.png": png(900, 900, zlib.compress(b"")),
         "zlib.tif": tiff_bomb.getvalue(),
+        "wide.tif": with_width(found["tiled.tif"], 16_000_000),
         "large.jpg": with_size(found["plain.jpg"], 65_500, 65_500),
         "large.bmp": found["plain.bmp"][:18] + struct.pack("<ii", 16_000_000, -4) + found["plain.bmp"][26:],
         "large.webp": found["lossy.webp"][:24] + b"\xff" * 6 + found["lossy.webp"][30:],
@@ -209,7 +218,8 @@ def test_bombs_are_refused_at_once(tmp_path: Path, model: Path) -> None:
     assert check(result, source, tmp_path / "out", tree(source)) == set()
     assert int((tmp_path / "peak").read_text()) < 300_000
     assert "zlib.png: expected at most 30 megapixels, found 40.0 (20000x2000)" in result.stderr
-    assert "wide.png: expected at most 2^30 pixels and 2^20 a side, found 16000000x1" in result.stderr
+    for name, size in (("wide.png", "16000000x1"), ("wide.tif", "16000000x47")):
+        assert f"{name}: expected at most 2^30 pixels and 2^20 a side, found {size}:" in result.stderr
     larger = infer(source / "zlib.png", "--output", tmp_path / "b.png", "--engine", model, "--max-megapixels", 40)
     assert (larger.returncode, larger.stderr) == (0, "")
 
@@ -266,7 +276,9 @@ def test_what_is_no_file(tmp_path: Path, model: Path) -> None:
             assert tree(output) == {"good.png"}
             assert not (output / "good.png").is_symlink()
             (output / "good.png").unlink()
-            named = {Path(line.split(": ")[1]).name for line in result.stderr.splitlines()}
+            note, *errors = result.stderr.splitlines()
+            assert note.startswith("note: frames are denoised one by one")  # pipe.mp4 is called a video
+            named = {Path(line.split(": ")[1]).name for line in errors}
             assert named == {"pipe.png", "pipe.mp4", "zero.png", "loop.png", "gone.png", "socket.png"}
     assert tree(elsewhere) == {"b.png"}
 

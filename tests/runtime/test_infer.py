@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from common.images import Picture, encode_picture, read_picture, write_picture
 from common.metadata import Metadata
-from runtime import infer
+from runtime import infer, memory
+from tests.runtime.video_clips import make
 
 ROOT = Path(__file__).resolve().parents[2]
 WriteModel = Callable[..., Path]
@@ -260,6 +263,56 @@ def test_models_by_name(tmp_path: Path) -> None:
         assert (result.returncode, result.stderr) == (0, "")
     first, *others = ((tmp_path / f"{number}.png").read_bytes() for number in range(3))
     assert others == [first, first]
+
+
+def test_a_word_about_gray_pictures(tmp_path: Path, write_model: WriteModel) -> None:
+    """Once, however many there are, and only of models whose card says that they are for other noise."""
+    colours = photo(tmp_path / "in" / "0.png")
+    gray = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    write_picture(tmp_path / "in" / "1.png", Picture(gray), overwrite=False)
+    write_picture(tmp_path / "in" / "2.png", Picture(np.repeat(gray[..., None], 3, axis=2)), overwrite=False)
+    for number, (given, model, lines) in enumerate(
+        [
+            (tmp_path / "in", (), 1),
+            (tmp_path / "in" / "2.png", ("--engine", infer.DEFAULT_ENGINE), 1),
+            (tmp_path / "in", ("--model", "real_color"), 0),
+            (tmp_path / "in", ("--engine", write_model(tmp_path / "mine.onnx", op="Identity")), 0),
+            (colours, (), 0),
+        ]
+    ):
+        (tmp_path / f"out{number}").mkdir()
+        result = script("infer.py", given, *model, "--output", tmp_path / f"out{number}", "--tile", 64)
+        assert (result.returncode, result.stderr.count("\n")) == (0, lines), result.stderr
+        if lines:
+            assert result.stderr.startswith("note: blind_color leaves most of a gray picture's noise")
+            assert "--model" in result.stderr
+
+
+def test_little_memory_makes_small_tiles_and_says_so(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photo(tmp_path / "a.png")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
+    told = []
+    monkeypatch.setattr(infer, "_own_stderr", partial(open, tmp_path / "told", "w"))
+    options: dict[str, Any] = dict.fromkeys(("model", "depth", "threads"))
+    options |= {"list_models": False, "strength": 1.0, "quality": 95, "overwrite": True, "skip_existing": False}
+    for tile in (0, 512):
+        infer.infer([source], engine=model, output=tmp_path / "b.png", tile=tile, max_megapixels=1, **options)
+        told.append((tmp_path / "told").read_text())
+    assert told == ["note: in tiles of 256 pixels, as little memory is free: --tile 512 insists\n", ""]
+
+
+def test_a_word_about_flicker(tmp_path: Path, model: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    for name in ("clip.mp4", "other.mp4"):
+        make(tmp_path / "in" / name, frames=3)
+    result = script("infer.py", tmp_path / "in", "--engine", model)
+    assert (result.returncode, tree(tmp_path / "in_denoised")) == (0, ["a.png", "clip.mp4", "other.mp4"])
+    assert result.stderr.count("\n") == 1
+    assert "note: frames are denoised one by one" in result.stderr
+    assert "flicker" in result.stderr
+    assert result.stdout.startswith("3 files in")
 
 
 def test_large_pictures_only_when_asked_for(tmp_path: Path, model: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError, ModelError
-from runtime.models import ASSETS, bundled_models, model_file
+from runtime.models import ASSETS, better_on_gray, bundled_models, model_file
 
 CONFIG = {
     "model": {"channels": 1},
@@ -43,6 +43,32 @@ def test_a_damaged_card_is_one_error(tmp_path: Path, card: object) -> None:
     bundle(tmp_path, "bad", card)
     with pytest.raises(ModelError, match="expected a model card"):
         bundled_models(tmp_path)
+
+
+def test_models_that_do_better_on_gray(tmp_path: Path) -> None:
+    colour = CONFIG | {"model": {"channels": 3}}
+    bundle(tmp_path, "real", {"trained": {"config": colour}})
+    bundle(tmp_path, "white", {"trained": {"config": colour | {"camera": {"share": 0}}}})
+    bundle(tmp_path, "told", {"noise": "white", "trained": {"config": {k: colour[k] for k in ("model", "noise")}}})
+    bundle(tmp_path, "rain", {"noise": "rain"})
+
+    def better(name: str) -> list[str] | None:
+        models = better_on_gray(tmp_path / name, tmp_path)
+        return None if models is None else [model.name for model in models]
+
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "white.onnx")
+    for white in ("white.onnx", "told.onnx", "link.onnx"):
+        assert better(white) == ["real"]
+    for other in ("real.onnx", "rain.onnx", "mine.onnx"):
+        assert better(other) is None
+    bundle(tmp_path, "gray", {"trained": {"config": CONFIG}})
+    assert better("white.onnx") == ["gray"]
+    assert better("gray.onnx") is None
+
+
+def test_the_default_model_is_weak_on_gray() -> None:
+    assert "real_color" not in [model.name for model in better_on_gray(ASSETS / "real_color.onnx") or []]
+    assert better_on_gray(ASSETS / "blind_color.onnx")
 
 
 def test_every_bundled_model_has_a_card() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ModelError
+from runtime import memory
 from runtime.engines import open_engine
 from runtime.engines.base import from_io, to_io
 from runtime.engines.torch import GRAPHS, TorchEngine, open_weights
@@ -45,6 +46,20 @@ def test_a_plain_module_runs_in_its_own_type(half: bool) -> None:
     np.testing.assert_allclose(output, 1 - images, atol=1e-3 if half else 0)
     assert ("fp16" in engine.name, "CPU" in engine.name) == (half, True)
     assert engine.seconds_on_device(images, 3) is None
+
+
+def test_memory_is_that_of_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**12)
+    assert TorchEngine(Invert(), 3).pixels_at_once() == memory.HOST_PIXELS
+    engine, _ = on_double(Invert(), "late")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
+    assert engine.pixels_at_once() == 20 * 10**9 // memory.SHARE // memory.BYTES_A_PIXEL
+
+    def lost(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
+    assert engine.pixels_at_once() is None
 
 
 def test_the_residual_is_added_in_fp32() -> None:

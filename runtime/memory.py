@@ -1,0 +1,111 @@
+"""Memory that is free now, of the host or of a GPU, as far as the system tells.
+
+What the machine has is not what a process gets: containers and batch systems lend it less, through control groups.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+BYTES_A_PIXEL = 6500
+"""SADNet's in fp32, at most: on a CPU ONNX Runtime was measured to need 6.0 KB, at 256x256 and 512x512, PyTorch 5.3 KB
+at 512x512 (tests/runtime/test_seams.py). GPUs are taken to need no more: not measured."""
+SHARE = 2
+"""The network may have one part in so many of what is free; the rest is for the pictures, and for other programs."""
+HOST_PIXELS = 512 * 512
+"""No more at once in the host's memory, whatever is free. So the network takes 1.8 GB at most, and a run from file to
+file of a picture of 100 megapixels stays within 4 GB where it has 8 bits, within 5 GB where it has 16
+(tests/runtime/test_seams.py); and larger pieces were measured to be no faster on a CPU."""
+
+_GROUP_FILES = {
+    "cgroup2": (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+    "cgroup": (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""By the kind of file system: limits, what is used, and what of that in memory.stat is given up without harm."""
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """Of the host's memory, for this process: what the machine has available, or less where a control group that it is
+    in, or one above, allows less. 0: none. None where the system does not tell, as others than Linux.
+
+    root: where /proc and the paths in it lie.
+    """
+    found = [*_machine_bytes(root), *_group_bytes(root)]
+    return max(0, min(found)) if found else None
+
+
+def pixels_in_host() -> int | None:
+    """Pixels that SADNet may be given at once on a CPU; None where the system does not tell what is free."""
+    free = free_bytes()
+    return None if free is None else min(HOST_PIXELS, pixels_in(free))
+
+
+def pixels_in(free: int) -> int:
+    """Pixels that SADNet may be given at once where so many bytes are free."""
+    return free // SHARE // BYTES_A_PIXEL
+
+
+def device_bytes() -> tuple[int, int] | None:
+    """Free and total bytes of the current GPU's memory, by all processes; None where there is no GPU, or no
+    cuda-bindings to ask it."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    error, free, total = runtime.cudaMemGetInfo()
+    return None if int(error) else (int(free), int(total))
+
+
+def _machine_bytes(root: Path) -> Iterator[int]:
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.removesuffix("kB").strip().isdigit():
+            yield 1024 * int(value.removesuffix("kB"))
+
+
+def _group_bytes(root: Path) -> Iterator[int]:
+    """What each limit leaves of the groups that this process is in."""
+    for kind, top, folder in _groups(root):
+        limits, used, spare = _GROUP_FILES[kind]
+        for level in (folder, *folder.parents):
+            if not level.is_relative_to(top):
+                break
+            try:
+                usage = int((level / used).read_text())
+                stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+                usage -= int(stat.get(spare, 0))
+            except (OSError, ValueError):  # the root of version 2 has no such files
+                pass
+            else:
+                for name in limits:
+                    text = _text(level / name)
+                    if text.isdigit():  # else "max": no limit
+                        yield int(text) - usage
+
+
+def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Kind, mount point and folder of each hierarchy that counts memory."""
+    paths: dict[str, PurePosixPath] = {}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            paths["cgroup2"] = PurePosixPath(path)
+        elif "memory" in controllers.split(","):
+            paths["cgroup"] = PurePosixPath(path)
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        mount, _, rest = line.partition(" - ")
+        kind, _, options = [*rest.split(), "", "", ""][:3]
+        if kind not in paths or (kind == "cgroup" and "memory" not in options.split(",")):
+            continue
+        _, _, _, inside, point = [*mount.split(), *[""] * 5][:5]
+        top = root / point.lstrip("/")
+        # In a container only the part below its own group is mounted, whose path may be told as the host sees it.
+        below = paths[kind].relative_to(inside) if paths[kind].is_relative_to(inside) else PurePosixPath()
+        yield kind, top, top / below if ".." not in below.parts else top
+
+
+def _text(path: Path) -> str:
+    """Empty where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,151 @@
+"""Pictures in tiles are those that the whole gives, and a run with the bundled models stays within its memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.images import read_picture
+from common.metrics import psnr
+from runtime import Denoiser
+from runtime.memory import BYTES_A_PIXEL
+from runtime.models import ASSETS, bundled_models
+from runtime.tiles import OVERLAP, SIDES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [0, 70])
+@pytest.mark.parametrize("name", [model.name for model in bundled_models() if model.channels == 3])
+def test_tiles_show_no_seam(name: str, sigma: int) -> None:
+    """The smallest ones that memory may choose, with the bundled photo's own noise (0) and with more."""
+    clean = read_picture(ASSETS / "astronaut_clean.png").pixels / np.float32(255)
+    noisy = read_picture(ASSETS / "astronaut_noisy.png").pixels / np.float32(255)
+    if sigma:
+        noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape).astype(np.float32)
+    with Denoiser(ASSETS / f"{name}.onnx", tile=512) as denoiser:
+        whole = denoiser.denoise(noisy)
+        tiled = Denoiser(denoiser.engine, tile=min(SIDES)).denoise(noisy)
+    difference = 255 * np.abs(whole - tiled)
+    almost_all, change = np.quantile(difference, 0.9999), psnr(tiled, clean) - psnr(whole, clean)
+    print(f"{name}, sigma {sigma}: max {difference.max():.2f}, 99.99 % {almost_all:.2f} of 255, {change:+.5f} dB")
+    assert 0 < almost_all <= 2
+    assert abs(change) < 0.02
+
+
+@pytest.mark.slow
+def test_tiles_that_share_more_are_nearer_to_the_whole() -> None:
+    """What `OVERLAP` was chosen by."""
+    clean = read_picture(ASSETS / "astronaut_clean.png").pixels / np.float32(255)
+    noisy = clean + np.random.default_rng(0).normal(0, 70 / 255, clean.shape).astype(np.float32)
+    almost_all = []
+    with Denoiser(ASSETS / "blind_color.onnx", tile=512) as denoiser:
+        whole = denoiser.denoise(noisy)
+        for overlap in (64, OVERLAP, 128):
+            tiled = Denoiser(denoiser.engine, tile=min(SIDES), overlap=overlap).denoise(noisy)
+            almost_all.append(255 * np.quantile(np.abs(whole - tiled), 0.9999))
+            print(f"{overlap} shared: 99.99 % {almost_all[-1]:.2f} of 255")
+    assert almost_all == sorted(almost_all, reverse=True)
+
+
+PIXELS = """
+import sys
+from pathlib import Path
+import numpy as np
+from runtime.engines import open_engine
+
+def held(entry):
+    return 1024 * int(Path("/proc/self/status").read_text().split(entry + ":")[1].split()[0])
+
+side = int(sys.argv[2])
+engine = open_engine(sys.argv[1], threads=1)
+images = np.random.default_rng(0).random((1, 3, side, side), np.float32)
+before = held("VmRSS")
+for _ in range(4):
+    engine.run(images)
+print((held("VmHWM") - before) / side**2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(("suffix", "side"), [(".onnx", 256), (".onnx", 512), (".safetensors", 512)])
+def test_the_memory_that_a_pixel_takes(suffix: str, side: int) -> None:
+    command: list[str | Path] = [sys.executable, "-c", PIXELS, ASSETS / f"blind_color{suffix}", str(side)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    print(f"{suffix}, {side}x{side}: {float(result.stdout):.0f} bytes a pixel")
+    assert BYTES_A_PIXEL / 2 < float(result.stdout) <= BYTES_A_PIXEL
+
+
+RUN = """
+import sys
+from pathlib import Path
+import cv2
+import numpy as np
+from common.images import read_picture
+from runtime import memory
+from runtime.denoiser import Denoiser
+from runtime.engines import open_engine
+from runtime.engines.base import Engine
+from runtime.jobs import Job
+from runtime.pipeline import denoise_files
+
+class Some(Engine):
+    "The real network for the first `count` tiles, by which its memory has settled, and copies from then on."
+
+    def __init__(self, engine, count):
+        self.engine, self.left = engine, count
+        self.name, self.channels = engine.name, engine.channels
+
+    def pixels_at_once(self):
+        return memory.HOST_PIXELS  # whatever this machine has free
+
+    def _run(self, images):
+        self.left -= 1
+        return self.engine.run(images) if self.left >= 0 else images.copy()
+
+folder, model, suffix, deep = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "16"
+photo = read_picture("assets/astronaut_noisy.png").pixels.astype(np.uint16 if deep else np.uint8) * (257 if deep else 1)
+large = np.tile(photo, (17, 25, 1))[:8334, :12001]
+cv2.imwrite(str(folder / f"large{suffix}"), large)
+del large
+Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the test's own
+jobs = [Job(folder / f"large{suffix}", folder / f"done{suffix}")]
+summary = denoise_files(Denoiser(Some(open_engine(model, threads=1), 8)), jobs)
+assert summary.done == 1, summary.faults
+print(1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(("suffix", "depth", "bound"), [(".jpg", 8, 4e9), (".png", 16, 5e9)])
+def test_the_memory_of_a_100_megapixel_photo(tmp_path: Path, suffix: str, depth: int, bound: float) -> None:
+    """From file to file. All its tiles are of one size, so that the first few need what all would."""
+    command: list[str | Path] = [sys.executable, "-c", RUN, tmp_path, ASSETS / "real_color.onnx", suffix, str(depth)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    print(f"{depth} bits: {int(result.stdout) / 1e9:.2f} GB")
+    assert 1.5e9 < int(result.stdout) < bound
+    assert read_picture(tmp_path / f"done{suffix}").pixels.shape == (8334, 12001, 3)
+
+
+SIZES = """
+import resource
+import numpy as np
+from runtime import Denoiser
+with Denoiser("assets/blind_color.onnx", tile=512) as denoiser:
+    for height, width in ((400, 600), (512, 512), (200, 1100), (700, 512)):
+        denoiser.denoise(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_pictures_of_many_sizes_need_no_more_than_one_of_a_tile() -> None:
+    result = subprocess.run([sys.executable, "-c", SIZES], cwd=ROOT, capture_output=True, text=True, check=True)
+    print(f"{int(result.stdout) / 1e9:.2f} GB")
+    assert 0.5e9 < int(result.stdout) < 2.2e9
