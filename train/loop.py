@@ -101,7 +101,7 @@ class Trainer:
         budget, processes = self.config.run, self.processes
         saved = begun = marked = time.monotonic()
         end = begun + 60 * budget.minutes if budget.minutes else math.inf
-        counted, kept, before = self.step, self.step, self.seconds
+        counted, kept, before, pace = self.step, self.step, self.seconds, 0.0
         with _stop_on_signal() as signals, ExitStack() as stack, ThreadPoolExecutor(1) as prefetch:
             with processes.together():
                 if processes.first:
@@ -112,7 +112,7 @@ class Trainer:
                 stopped, over, due = processes.agree(
                     bool(signals) or processes.orphaned,
                     processes.first and now >= end,
-                    processes.first and self.step > kept and now - saved > budget.checkpoint_every,
+                    processes.first and self.step > kept and now + pace - saved > budget.checkpoint_every,
                 )
                 last = stopped or over or 0 < budget.steps <= self.step
                 validate = not stopped and self.validated < self.step
@@ -126,12 +126,13 @@ class Trainer:
                     if validate:
                         self.save()
                     return not stopped
+                started = time.monotonic()
                 draws, host = crops.result()
                 crops = prefetch.submit(self.sampler.crops, self.step + 1)
                 self.losses.append(self._train_step(*self.sampler.batch(draws, self._upload(host))))
                 self.step += 1
                 now = time.monotonic()
-                self.seconds = before + now - begun
+                self.seconds, pace = before + now - begun, now - started
                 if self.step % budget.log_every == 0:
                     loss, rate = self._mean(), (self.step - counted) / (now - marked)
                     self._record(

@@ -4,18 +4,21 @@ They take equal shares of every batch. The first one, of rank 0, writes and spea
 together (when to stop, that one of them has failed) goes over the CPU by gloo, whatever carries the gradients.
 """
 
+import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.errors import InputError, TrainingError
+from common.errors import InputError, SadnetError, TrainingError
 
 T = TypeVar("T")
 
@@ -75,7 +78,7 @@ class Processes:
         dist.all_reduce(added)
         return added.to(values.device)
 
-    @contextmanager
+    @contextlib.contextmanager
     def together(self, group: dist.ProcessGroup | None = None) -> Iterator[None]:
         """All processes enter; what one of them raises ends the block for all. It keeps its error, of several the
         first, and the others get ElsewhereError."""
@@ -128,7 +131,7 @@ class Processes:
 ALONE = Processes()
 
 
-@contextmanager
+@contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """The processes of this run, connected within the block.
 
@@ -153,6 +156,9 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
     except ElsewhereError:
         raise SystemExit(2) from None
+    except SadnetError as error:
+        _tell_torchrun(error)
+        raise
     except KeyboardInterrupt:
         if processes.first:
             raise
@@ -164,6 +170,15 @@ def joined() -> Iterator[Processes]:
             raise SystemExit(2) from None
         text = "another process of this run ended or cannot be reached: torchrun says which; go on with --resume"
         raise TrainingError(text) from error
+
+
+def _tell_torchrun(error: SadnetError) -> None:
+    """Its report, a page that comes last, then says what failed beside which process did."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            told = {"py_callstack": str(error), "timestamp": str(int(time.time()))}
+            Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": told}}))
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:
