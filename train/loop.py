@@ -23,7 +23,7 @@ from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from train.config import TrainConfig
-from train.data import Bank, Sampler
+from train.data import Bank, Draw, Sampler
 from train.journal import LOG, Journal, cut_log, opened
 from train.processes import ALONE, Processes
 from train.sadnet import SADNet
@@ -127,10 +127,9 @@ class Trainer:
                         self.save()
                     return not stopped
                 started = time.monotonic()
-                draws, host = crops.result()
+                batch = crops.result()
                 crops = prefetch.submit(self.sampler.crops, self.step + 1)
-                self.losses.append(self._train_step(*self.sampler.batch(draws, self._upload(host))))
-                self.step += 1
+                self.train_once(*batch)
                 now = time.monotonic()
                 self.seconds, pace = before + now - begun, now - started
                 if self.step % budget.log_every == 0:
@@ -146,6 +145,11 @@ class Trainer:
         with self.processes.together():
             if self.journal:
                 self.journal.record(self.step, self.seconds, **values)
+
+    def train_once(self, draws: list[Draw], crops: torch.Tensor) -> None:
+        """One step, on the host's part of its batch."""
+        self.losses.append(self._train_step(*self.sampler.batch(draws, self._upload(crops))))
+        self.step += 1
 
     def _train_step(self, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         o = self.config.optimizer

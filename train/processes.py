@@ -5,6 +5,7 @@ together (when to stop, that one of them has failed) goes over the CPU by gloo, 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -72,11 +73,20 @@ class Processes:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of all processes' `values`, elementwise, on the device of `values`."""
-        if self.size == 1:
+        if self.size == 1 or not values.numel():
             return values
         added = values.cpu()
         dist.all_reduce(added)
         return added.to(values.device)
+
+    def same(self, text: str) -> bool:
+        """Whether all processes have the same text."""
+        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        if self.size == 1:
+            return True
+        most = torch.tensor([digest, -digest])
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most[0]) == -int(most[1])
 
     @contextlib.contextmanager
     def together(self, group: dist.ProcessGroup | None = None) -> Iterator[None]:
@@ -130,6 +140,10 @@ class Processes:
 
 ALONE = Processes()
 
+_kept: list[object] = []
+"""The connection, until the interpreter ends. If DDP's reducer were the last to hold it, gloo's destructor would wait,
+with Python's lock, for a thread that waits for that lock (pytorch/pytorch#56297)."""
+
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
@@ -151,6 +165,7 @@ def joined() -> Iterator[Processes]:
     if processes.size % processes.local_size:
         raise InputError("torchrun: expected the same --nproc-per-node on every machine")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    _kept.append(dist.group.WORLD)
     try:
         yield processes
         dist.destroy_process_group()

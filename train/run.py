@@ -67,8 +67,12 @@ def main(
         plan = processes.from_first(lambda: _plan(asked, processes.size))
         settings, folder = plan.settings, plan.folder
         with processes.together():
-            fabric = _fabric(settings, processes)
+            fabric = make_fabric(settings, processes)
         training, validation = processes.in_turns(lambda: _banks(settings, processes))
+        alike = processes.same(json.dumps([training.names, training.shapes, validation.names, validation.shapes]))
+        with processes.together():
+            if not alike:
+                raise InputError("expected the same images on every machine, found others at the same paths")
         trainer = Trainer(settings, folder, training, validation, fabric, processes)
         with processes.together():
             if plan.state is not None:
@@ -163,7 +167,8 @@ def _branch(step: int, length: int | None) -> list[str]:
     return [*decay, f"run.steps={step + length}", "run.minutes=0.0"]
 
 
-def _fabric(settings: TrainConfig, processes: Processes) -> Fabric:
+def make_fabric(settings: TrainConfig, processes: Processes) -> Fabric:
+    """Device, precision and, among several processes, DDP. Raises InputError for what this machine does not have."""
     cuda, here = torch.cuda.is_available(), processes.local_size
     precision = "bf16" if settings.run.precision == "auto" else settings.run.precision
     if precision == "fp16" and not cuda:
