@@ -64,7 +64,8 @@ def main(
         trainer.train_once(*trainer.sampler.crops(trainer.step))
     seconds = _timed(trainer, steps)
     cuda = fabric.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiled:
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=kinds, acc_events=True) as profiled:  # or it warns
         _timed(trainer, steps)
 
     times: Counter[str] = Counter()
