@@ -147,12 +147,20 @@ class Draw:
 
 class Sampler:
     """Batches of (noisy, clean) crops. Sample i of step t depends on (seed, t, i) alone, so that a resumed run, or one
-    spread over several processes, sees what an uninterrupted one sees."""
+    spread over several processes, sees what an uninterrupted one sees. `share`: the samples that are drawn here, of the
+    batch's; all of them otherwise."""
 
     def __init__(
-        self, bank: Bank, data: DataConfig, noise: NoiseConfig, seed: int, camera: CameraConfig | None = None
+        self,
+        bank: Bank,
+        data: DataConfig,
+        noise: NoiseConfig,
+        seed: int,
+        camera: CameraConfig | None = None,
+        share: range | None = None,
     ) -> None:
         self.bank, self.data, self.noise, self.seed = bank, data, noise, seed
+        self.share = range(data.batch) if share is None else share
         self.camera = camera or CameraConfig()
         self._depth = max(depth for _, _, depth in bank.shapes)
         self._channels = self._depth // 2 if self._depth % 2 == 0 else self._depth
@@ -180,7 +188,7 @@ class Sampler:
     def crops(self, step: int) -> tuple[list[Draw], Tensor]:
         """The host's part of a batch: the draws, and their crops (N, S, S, C) uint8, not yet turned or flipped; where
         there are pairs (N, S, S, 2C), whose first half is the noisy one, unused in a clean image's crop."""
-        draws = [self.draw(step, sample) for sample in range(self.data.batch)]
+        draws = [self.draw(step, sample) for sample in self.share]
         size = self.data.crop
         batch = np.zeros((len(draws), size, size, self._depth), np.uint8)
         for out, d in zip(batch, draws, strict=True):

@@ -4,11 +4,10 @@ import io
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import ModelError, OutputError, TrainingError
 from common.files import TEMPORARY, whole_file, write_whole
@@ -27,23 +24,34 @@ from common.metrics import psnr
 from common.padding import pad_to_multiple
 from plugins import cpu_op
 from train.config import TrainConfig
-from train.data import Bank, Sampler
+from train.data import Bank, Draw, Sampler
+from train.journal import LOG, Journal, cut_log, opened
+from train.processes import ALONE, Processes
 from train.sadnet import SADNet
 from train.validation import Noise, held_out, noise_name, validation_noises
-from train.weights import save_weights
+from train.weights import load_state, save_weights
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
-LOG = "log.jsonl"
 
 
 class Trainer:
     """One run in one folder: `checkpoint.pt`, `log.jsonl`, TensorBoard events, and the best weights so far."""
 
-    def __init__(self, config: TrainConfig, folder: Path, training: Bank, validation: Bank, fabric: Fabric) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        training: Bank,
+        validation: Bank,
+        fabric: Fabric,
+        processes: Processes = ALONE,
+    ) -> None:
         self.config, self.folder, self.fabric, self.validation = config, folder, fabric, validation
-        self.sampler = Sampler(training, config.data, config.noise, config.run.seed, config.camera)
+        self.processes = processes
+        share = processes.share(config.data.batch)
+        self.sampler = Sampler(training, config.data, config.noise, config.run.seed, config.camera, share)
         torch.manual_seed(config.run.seed)
         self.network = SADNet(config.model)
         if fabric.device.type == "cuda" or cpu_op.usable():  # around `plugins.reference` it would cost time
@@ -59,7 +67,10 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # of training, over all resumptions
         self.best = -math.inf  # validation PSNR of WEIGHTS
-        self.losses: list[torch.Tensor] = []  # since the last log
+        self.validated = 0  # the last step that was
+        self.losses: list[torch.Tensor] = []  # since the last log; this process's own, after the first `shared`
+        self.shared = 0
+        self.journal: Journal | None = None  # the first process's, while it runs
 
     @property
     def released(self) -> SADNet:
@@ -77,58 +88,69 @@ class Trainer:
         written; the last checkpoint then still stands.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
-                unfinished.unlink()
-            _cut_log(self.folder / LOG, self.step)
+            with self.processes.together():
+                if self.processes.first:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
+                        unfinished.unlink()
+                    cut_log(self.folder / LOG, self.step)
             return self._run()
         except OSError as error:
             raise OutputError(f"cannot write the run's folder {self.folder}: {error.strerror or error}") from error
 
     def _run(self) -> bool:
-        budget = self.config.run
-        end = time.monotonic() + 60 * budget.minutes if budget.minutes else math.inf
+        budget, processes = self.config.run, self.processes
         saved = begun = marked = time.monotonic()
-        counted, before = self.step, self.seconds
-        with (
-            _stop_on_signal() as stop,
-            self._bar() as advance,
-            SummaryWriter(str(self.folder), purge_step=self.step + 1) as board,
-            open(self.folder / LOG, "a", buffering=1) as log,
-            ThreadPoolExecutor(1) as prefetch,
-        ):
-
-            def record(**values: Any) -> None:
-                log.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1), **values}) + "\n")
-                for name, value in values.items():
-                    board.add_scalar(name, value, self.step)
-
+        end = begun + 60 * budget.minutes if budget.minutes else math.inf
+        counted, kept, before, pace = self.step, self.step, self.seconds, 0.0
+        with _stop_on_signal() as signals, ExitStack() as stack, ThreadPoolExecutor(1) as prefetch:
+            with processes.together():
+                if processes.first:
+                    self.journal = stack.enter_context(opened(self.folder, self.config, self.step))
             crops = prefetch.submit(self.sampler.crops, self.step)
-            while not stop and time.monotonic() < end and not 0 < budget.steps <= self.step:
-                draws, host = crops.result()
-                crops = prefetch.submit(self.sampler.crops, self.step + 1)
-                self.losses.append(self._train_step(*self.sampler.batch(draws, self._upload(host))))
-                self.step += 1
+            while True:
                 now = time.monotonic()
-                self.seconds = before + now - begun
-                if self.step % budget.log_every == 0:
-                    loss = self._mean()
-                    rate = (self.step - counted) / (now - marked)
-                    record(loss=loss, lr=self.config.optimizer.rate(self.step - 1), steps_per_second=round(rate, 3))
-                    advance(self.step, loss, rate)
-                    self.losses, counted, marked = [], self.step, now
-                if self.step % budget.validate_every == 0:
-                    self._mean()
-                    record(**self._validate_and_keep())
-                if time.monotonic() - saved > budget.checkpoint_every:  # validation takes its time too
-                    self._mean()
+                stopped, over, due = processes.agree(
+                    bool(signals) or processes.orphaned,
+                    processes.first and now >= end,
+                    processes.first and self.step > kept and now + pace - saved > budget.checkpoint_every,
+                )
+                last = stopped or over or 0 < budget.steps <= self.step
+                validate = not stopped and self.validated < self.step
+                validate = validate and (last or self.step % budget.validate_every == 0)
+                if due or last or validate:  # before validation: a kill in that costs no training
                     self.save()
-                    saved = time.monotonic()
-            self._mean()
-            if self.step % budget.validate_every and not stop:
-                record(**self._validate_and_keep())
-            self.save()
-        return not stop
+                    saved, kept = time.monotonic(), self.step
+                if validate:
+                    self._validate_and_keep()
+                if last:
+                    if validate:
+                        self.save()
+                    return not stopped
+                started = time.monotonic()
+                batch = crops.result()
+                crops = prefetch.submit(self.sampler.crops, self.step + 1)
+                self.train_once(*batch)
+                now = time.monotonic()
+                self.seconds, pace = before + now - begun, now - started
+                if self.step % budget.log_every == 0:
+                    loss, rate = self._mean(), (self.step - counted) / (now - marked)
+                    self._record(
+                        loss=loss, lr=self.config.optimizer.rate(self.step - 1), steps_per_second=round(rate, 3)
+                    )
+                    if self.journal:
+                        self.journal.progress(self.step, loss, rate)
+                    self.losses, self.shared, counted, marked = [], 0, self.step, now
+
+    def _record(self, **values: float) -> None:
+        with self.processes.together():
+            if self.journal:
+                self.journal.record(self.step, self.seconds, **values)
+
+    def train_once(self, draws: list[Draw], crops: torch.Tensor) -> None:
+        """One step, on the host's part of its batch."""
+        self.losses.append(self._train_step(*self.sampler.batch(draws, self._upload(crops))))
+        self.step += 1
 
     def _train_step(self, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         o = self.config.optimizer
@@ -151,12 +173,16 @@ class Trainer:
         return crops
 
     def _mean(self) -> float:
-        """Mean of the losses since the last log. NaN stops the run before it reaches a checkpoint."""
+        """Mean over all processes of the losses since the last log. NaN stops the run before a checkpoint sees it."""
         if not self.losses:
             return math.nan
-        mean = float(torch.stack(self.losses).mean())
-        if not math.isfinite(mean):
-            raise TrainingError(f"step {self.step}: expected a finite loss, found {mean}; {self._advice}")
+        own = torch.stack(self.losses)
+        own[self.shared :] = self.processes.total(own[self.shared :]) / self.processes.size
+        self.losses, self.shared = list(own), len(own)
+        mean = float(own.mean())
+        with self.processes.together():
+            if not math.isfinite(mean):
+                raise TrainingError(f"step {self.step}: expected a finite loss, found {mean}; {self._advice}")
         return mean
 
     @property
@@ -171,12 +197,14 @@ class Trainer:
         kinds = validation_noises(self.validation, self.config)
         values = {f"psnr_{noise_name(noise)}": self.validate(noise) for noise in kinds}
         mean = float(np.mean(list(values.values())))
-        if not math.isfinite(mean):
-            raise TrainingError(f"step {self.step}: expected finite outputs in validation, found PSNR {mean}")
-        if mean > self.best:
-            self.best = mean
-            save_weights(self.released, self.folder / WEIGHTS)
-            write_whole(self.folder / CARD, json.dumps(self.card(values), indent=1) + "\n", overwrite=True)
+        with self.processes.together():
+            if not math.isfinite(mean):
+                raise TrainingError(f"step {self.step}: expected finite outputs in validation, found PSNR {mean}")
+            if mean > self.best and self.processes.first:
+                save_weights(self.released, self.folder / WEIGHTS)
+                write_whole(self.folder / CARD, json.dumps(self.card(values), indent=1) + "\n", overwrite=True)
+        self.best, self.validated = max(mean, self.best), self.step
+        self._record(**values)
         return values
 
     @torch.inference_mode()
@@ -185,24 +213,26 @@ class Trainer:
 
         An image counts 100 dB at most, so that an exact one (sigma 0, a new network) leaves a finite mean.
         """
-        network, scores = self.released.eval(), []
-        for index in range(len(self.validation)):
+        network, scores = self.released.eval(), torch.zeros(len(self.validation), dtype=torch.float64)
+        for index in range(self.processes.rank, len(scores), self.processes.size):
             noisy, clean = held_out(self.validation, index, noise, self.config)
             x = torch.from_numpy(pad_to_multiple(noisy.transpose(2, 0, 1)[None])).to(self.fabric.device)
             output = network(x)[0, :, : clean.shape[0], : clean.shape[1]].float().cpu().numpy().transpose(1, 2, 0)
             score = psnr(output, clean)
-            scores.append(100.0 if score > 100 else score)
+            scores[index] = 100.0 if score > 100 else score
         network.train()
-        return float(np.mean(scores))
+        return float(np.mean(self.processes.total(scores).numpy()))
 
     def card(self, validation: dict[str, float]) -> dict[str, Any]:
         """What a model card needs to know of the run."""
-        device, cpu = self.fabric.device, f"{cpu_name()}, {torch.get_num_threads()} threads"
+        device, count = self.fabric.device, self.processes.size
+        cpu = f"{cpu_name()}, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
         return {
             "config": self.config.as_dict(),
             "step": self.step,
             "seconds": round(self.seconds),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+            "device": name if count == 1 else f"{count} processes, each {name}",
             "torch": torch.__version__,
             "training_images": len(self.sampler.bank),
             "validation_images": len(self.validation),
@@ -210,10 +240,16 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all; the old one stands otherwise.
+        """Write the checkpoint, whole or not at all; the old one stands otherwise. The first process does.
 
         Raises OutputError (a full disk, say), and TrainingError where the last step spoiled the weights.
         """
+        self._mean()
+        with self.processes.together():
+            if self.processes.first:
+                self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise TrainingError(f"step {self.step}: expected finite weights, found some that are not; {self._advice}")
         state = {
@@ -225,6 +261,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "validated": self.validated,
             "losses": [float(loss) for loss in self.losses],
         }
         # by way of memory: torch.save to a path hides a full disk behind a RuntimeError
@@ -249,37 +286,15 @@ class Trainer:
             text = f"expected a checkpoint of this network and optimizer, found another: {error}"
             raise TrainingError(text) from error
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.validated = state.get("validated", self.step)
         self.losses = [torch.tensor(loss, device=self.fabric.device) for loss in state.get("losses", [])]
+        self.shared = len(self.losses)
 
-    @contextmanager
-    def _bar(self) -> Iterator[Any]:
-        """Yields advance(step, loss, steps a second): a bar on a terminal, a line now and then elsewhere."""
-        run, batch = self.config.run, self.config.data.batch
-        if not sys.stderr.isatty():
-
-            def line(step: int, loss: float, rate: float) -> None:
-                print(f"step {step}  loss {loss:.6f}  {rate:.2f} steps/s  {rate * batch:.0f} crops/s", flush=True)
-
-            yield line
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns) as progress:
-            total = run.steps - self.step if run.steps else run.minutes * 60
-            task, first, begun = progress.add_task("training", total=total), self.step, time.monotonic()
-
-            def advance(step: int, loss: float, rate: float) -> None:
-                done = step - first if run.steps else time.monotonic() - begun
-                text = f"step {step}  loss {loss:.6f}  {rate:.2f} steps/s  {rate * batch:.0f} crops/s"
-                progress.update(task, completed=done, description=text)
-
-            yield advance
+    def begin_at(self, released: dict[str, torch.Tensor], source: str) -> None:
+        """Begin a new run at released weights. Raises ModelError, which names `source`, where they do not fit."""
+        load_state(self.network, released, source)
+        if self.ema is not None:
+            load_state(self.ema.module, released, source)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -295,20 +310,6 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         text = f"{path}: expected a checkpoint of train/run.py, found a file that does not load: {error}"
         raise ModelError(text) from error
     return state
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Forget what a killed run logged after its last checkpoint: those steps are about to be run again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _logged_step(line) <= step]
-        write_whole(path, "".join(line + "\n" for line in lines), overwrite=True)
-
-
-def _logged_step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut short by the kill
-        return math.inf
 
 
 @contextmanager

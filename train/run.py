@@ -5,17 +5,19 @@
     python train/run.py --resume runs/blind_color --minutes 60              # go on where it stopped
     python train/run.py --decay runs/blind_color --steps 4000               # branch a release off
     python train/run.py --config train/configs/blind_color.toml --init assets/blind_color.safetensors --minutes 60
+    torchrun --nproc-per-node 2 train/run.py --config FILE              # two processes or GPUs, one batch
 
 The run's folder holds the checkpoint, the logs (JSON lines and TensorBoard) and `weights.safetensors`, the best
-weights by PSNR on held-out images, with their card. `export/to_onnx.py` takes it from there.
+weights by PSNR on held-out images, with their card. `export/to_onnx.py` takes it from there. docs/training.md says
+what a run keeps, and how it is spread over GPUs and machines.
 """
 
 import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,8 +32,10 @@ with cli.needs("dev", __name__):
     from train.config import TrainConfig
     from train.data import Bank, open_bank, split
     from train.datasets import absolute, examples
-    from train.loop import CARD, CHECKPOINT, LOG, WEIGHTS, Trainer, read_checkpoint
-    from train.weights import load_state, load_weights
+    from train.journal import LOG
+    from train.loop import CARD, CHECKPOINT, WEIGHTS, Trainer, read_checkpoint
+    from train.processes import Processes, joined
+    from train.weights import load_weights
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 INIT_WARMUP = 500
@@ -58,24 +62,79 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the configuration")] = None,
 ) -> None:
     """Train until the budget is spent; Ctrl-C saves and exits."""
+    asked = Asked(config, resume, decay, init, data or [], output, steps, minutes, set_ or [])
+    with joined() as processes:
+        plan = processes.from_first(lambda: _plan(asked, processes.size))
+        settings, folder = plan.settings, plan.folder
+        with processes.together():
+            fabric = make_fabric(settings, processes)
+        training, validation = processes.in_turns(lambda: _banks(settings, processes))
+        alike = processes.same(json.dumps([training.names, training.shapes, validation.names, validation.shapes]))
+        with processes.together():
+            if not alike:
+                raise InputError("expected the same images on every machine, found others at the same paths")
+        trainer = Trainer(settings, folder, training, validation, fabric, processes)
+        with processes.together():
+            if plan.state is not None:
+                trainer.restore(plan.state)
+            if plan.released is not None:
+                trainer.begin_at(plan.released, str(init))
+        finished = trainer.run()
+        processes.say(f"step {trainer.step}: {'finished' if finished else 'stopped'}, state in {folder / CHECKPOINT}")
+        if (folder / WEIGHTS).exists():
+            best = f"PSNR {trainer.best:.2f} dB on {len(validation)} held-out images"
+            processes.say(f"best weights ({best}): {folder / WEIGHTS}")
+        if not finished:
+            processes.say(f"go on with: python train/run.py --resume {folder}")
+    if not finished:
+        raise typer.Exit(130)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line."""
+
+    config: Path | None
+    resume: Path | None
+    decay: Path | None
+    init: Path | None
+    data: list[str]
+    output: Path | None
+    steps: int | None
+    minutes: float | None
+    changes: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run where; from which state, or from which released weights."""
+
+    settings: TrainConfig
+    folder: Path
+    state: dict[str, Any] | None
+    released: dict[str, torch.Tensor] | None
+
+
+def _plan(asked: Asked, processes: int) -> Plan:
+    config, resume, decay, output, steps = asked.config, asked.resume, asked.decay, asked.output, asked.steps
     if sum(option is not None for option in (config, resume, decay)) != 1:
         raise InputError("expected one of --config FILE, --resume RUN and --decay RUN")
-    if init and not config:
+    if asked.init and not config:
         raise InputError("--init starts a new run: expected --config FILE with it")
     if output and resume:
         raise InputError("--resume goes on in the run's own folder: expected no --output with it")
-    if minutes is not None and decay:
+    if asked.minutes is not None and decay:
         raise InputError("--decay lasts for --steps: expected no --minutes with it")
-    folders = json.dumps([absolute(d) for d in data or []], ensure_ascii=False)  # found again from anywhere
-    overrides = [f"data.folders={folders}"] if data else []
+    folders = json.dumps([absolute(d) for d in asked.data], ensure_ascii=False)  # found again from anywhere
+    overrides = [f"data.folders={folders}"] if asked.data else []
     overrides += [f"run.steps={steps}"] if steps is not None and not decay else []
-    overrides += [f"run.minutes={minutes}"] if minutes is not None else []
-    overrides += set_ or []
+    overrides += [f"run.minutes={asked.minutes}"] if asked.minutes is not None else []
+    overrides += asked.changes
 
     state = None
     if config:
         settings = configuration.load(config, overrides)
-        if init and not settings.optimizer.warmup:  # fresh moments and trained weights: not at the full rate at once
+        if asked.init and not settings.optimizer.warmup:  # fresh moments: not at the full rate at once
             settings = replace(settings, optimizer=replace(settings.optimizer, warmup=INIT_WARMUP))
         folder = output or Path("runs") / config.stem
     else:
@@ -90,28 +149,14 @@ def main(
             state["best"] = float("-inf")  # the branch keeps the best of its own
             named = source if source.name not in ("", "..") else source.resolve()
             folder = output or named.with_name(f"{named.name}-decay{state['step']}")
+    if settings.data.batch % processes:
+        text = f"data.batch: expected a multiple of torchrun's {processes} processes, found {settings.data.batch}"
+        raise InputError(text)
     held = [name for name in (CHECKPOINT, WEIGHTS, CARD, LOG) if (folder / name).exists()]
     if held and not resume:
         hint = "--resume it, or " if CHECKPOINT in held else ""
         raise InputError(f"{folder} holds a run already ({', '.join(held)}): {hint}choose another --output")
-
-    fabric = _fabric(settings)
-    training, validation = _banks(settings)
-    trainer = Trainer(settings, folder, training, validation, fabric)
-    if state is not None:
-        trainer.restore(state)
-    if init:
-        released = load_weights(init)
-        load_state(trainer.network, released.state_dict(), str(init))
-        if trainer.ema is not None:
-            load_state(trainer.ema.module, released.state_dict(), str(init))
-    finished = trainer.run()
-    print(f"step {trainer.step}: {'finished' if finished else 'stopped'}, state in {folder / CHECKPOINT}")
-    if (folder / WEIGHTS).exists():
-        print(f"best weights (PSNR {trainer.best:.2f} dB on {len(validation)} held-out images): {folder / WEIGHTS}")
-    if not finished:
-        print(f"go on with: python train/run.py --resume {folder}")
-        raise typer.Exit(130)
+    return Plan(settings, folder, state, load_weights(asked.init).state_dict() if asked.init else None)
 
 
 def _branch(step: int, length: int | None) -> list[str]:
@@ -122,24 +167,36 @@ def _branch(step: int, length: int | None) -> list[str]:
     return [*decay, f"run.steps={step + length}", "run.minutes=0.0"]
 
 
-def _fabric(settings: TrainConfig) -> Fabric:
-    cuda = torch.cuda.is_available()
+def make_fabric(settings: TrainConfig, processes: Processes) -> Fabric:
+    """Device, precision and, among several processes, DDP. Raises InputError for what this machine does not have."""
+    cuda, here = torch.cuda.is_available(), processes.local_size
     precision = "bf16" if settings.run.precision == "auto" else settings.run.precision
     if precision == "fp16" and not cuda:
         raise InputError("run.precision=fp16: expected a CUDA GPU, found none; use bf16 or fp32")
-    if settings.run.threads:
-        torch.set_num_threads(settings.run.threads)
+    if cuda and here > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(f"torchrun: expected at most one process for each GPU, found {here} for {found}")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what the configuration says already
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    return Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+    fabric = Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        strategy="ddp" if processes.size > 1 else "auto",
+        devices=here,
+        num_nodes=processes.size // here,
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    return fabric
 
 
-def _banks(settings: TrainConfig) -> tuple[Bank, Bank]:
+def _banks(settings: TrainConfig, processes: Processes) -> tuple[Bank, Bank]:
     data = settings.data
     everything, found = examples(data.folders)
     for part in found:
-        print(f"{part}: {part.missing}" if part.missing else part)
+        processes.say(f"{part}: {part.missing}" if part.missing else str(part))
     training, validation = split(everything, CHECKOUT / data.holdout)
     banks = []
     for chosen, what, least in ((training, "training", data.crop), (validation, "validation", 8)):
@@ -148,7 +205,7 @@ def _banks(settings: TrainConfig) -> tuple[Bank, Bank]:
         )
         pairs = sum(example.noisy is not None for example in chosen)
         counts = [f"{count} {kind}" for count, kind in ((len(chosen) - pairs, "images"), (pairs, "pairs")) if count]
-        print(f"{what}: {', '.join(counts)}", flush=True)
+        processes.say(f"{what}: {', '.join(counts)}")
     return banks[0], banks[1]
 
 

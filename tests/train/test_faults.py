@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from common.errors import OutputError
+from train import loop
 from train.loop import Trainer
 from train.sadnet import SADNet
+from train.validation import Noise
 from train.weights import save_weights
 
 Train = Callable[..., int]
@@ -169,3 +172,35 @@ def test_a_wrong_command_is_one_line_and_writes_nothing(
     assert train(*(argument.format(**places) for argument in arguments)) == 2
     assert named in one_error()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("seconds", [7, 29, 50])
+def test_a_kill_loses_at_most_a_minute_of_training_however_long_steps_and_validations_take(
+    config: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    clock, trained, kept, lost = 0, 0, 0, [0]
+    step, validate = Trainer._train_step, Trainer.validate
+
+    def slow_step(self: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        nonlocal clock, trained
+        clock, trained = clock + seconds, trained + seconds
+        lost.append(trained - kept)  # by a kill at the step's end
+        return step(self, *batch)
+
+    def slow_validation(self: Trainer, noise: Noise) -> float:
+        nonlocal clock
+        clock += 100
+        lost.append(trained - kept)
+        return validate(self, noise)
+
+    def save(self: Trainer) -> None:
+        nonlocal kept
+        kept = trained
+
+    monkeypatch.setattr(Trainer, "_train_step", slow_step)
+    monkeypatch.setattr(Trainer, "validate", slow_validation)
+    monkeypatch.setattr(Trainer, "save", save)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock))
+    assert train("--config", config, "--output", tmp_path, "--steps", 24, "--set", "run.validate_every=11") == 0
+    assert trained == 24 * seconds
+    assert max(lost) <= 60

@@ -147,6 +147,29 @@ def test_a_signal_ends_the_step_saves_and_exits_with_130(
     assert_same_run(tmp_path / "run", uninterrupted, logged, state)
 
 
+def test_a_validation_that_a_signal_forestalled_is_made_up_for(
+    config: Path, tmp_path: Path, train: Train, logged: Logged, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, often = Trainer._train_step, ("--set", "run.validate_every=2")
+
+    def interrupted(self: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        if self.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        assert train("--config", config, "--output", tmp_path / "run", *often) == 130
+    assert not logged(tmp_path / "run", "psnr_sigma25")
+    assert (state(tmp_path / "run")["step"], state(tmp_path / "run")["validated"]) == (2, 0)
+    assert train("--resume", tmp_path / "run") == 0
+    assert train("--config", config, "--output", tmp_path / "whole", *often) == 0
+    assert list(logged(tmp_path / "run", "psnr_sigma25")) == [2, 4, 6]
+    assert logged(tmp_path / "run", "psnr_sigma25") == logged(tmp_path / "whole", "psnr_sigma25")
+    assert train("--resume", tmp_path / "run") == 0  # nothing is left to do, nor to validate again
+    assert list(logged(tmp_path / "run", "psnr_sigma25")) == [2, 4, 6]
+
+
 def test_what_a_kill_left_unfinished_is_swept_away(halfway: Path, tmp_path: Path, train: Train) -> None:
     folder = shutil.copytree(halfway, tmp_path / "run")
     (folder / ".tmp-0123456789abcdef.pt").write_bytes(b"half a checkpoint")
