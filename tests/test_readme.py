@@ -37,6 +37,7 @@ def test_every_command_is_known_to_this_test() -> None:
         "make test",
         "make dev",
         "make plugin",
+        "make tables DATA=testsets",
         "pip install -e '.[rtx]'",
         "source .venv/bin/activate",
     }
@@ -44,8 +45,8 @@ def test_every_command_is_known_to_this_test() -> None:
 
 
 def test_make_targets_exist() -> None:
-    for target in ("demo", "test", "dev", "plugin"):
-        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+    for target in ("demo", "test", "dev", "plugin", "tables"):
+        subprocess.run(["make", "--dry-run", target, "DATA=testsets"], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_commands_run_as_written(tmp_path: Path) -> None:

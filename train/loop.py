@@ -54,8 +54,9 @@ class Trainer:
         self.sampler = Sampler(training, config.data, config.noise, config.run.seed, config.camera, share)
         torch.manual_seed(config.run.seed)
         self.network = SADNet(config.model)
-        if fabric.device.type == "cuda" or cpu_op.usable():  # around `plugins.reference` it would cost time
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
+        last = fabric.device.type == "cuda" or cpu_op.usable()  # around `plugins.reference` it would cost time
+        self.order = torch.channels_last if last else torch.contiguous_format  # of images and weights in memory
+        self.network.to(memory_format=self.order)  # type: ignore[call-overload]  # not in PyTorch's stubs
         o = config.optimizer
         kind = torch.optim.AdamW if o.weight_decay else torch.optim.Adam
         optimizer = kind(
@@ -156,7 +157,7 @@ class Trainer:
         o = self.config.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = o.rate(self.step)
-        denoised = self.model(noisy.contiguous(memory_format=torch.channels_last)).float()
+        denoised = self.model(noisy.contiguous(memory_format=self.order)).float()
         loss = F.mse_loss(denoised, clean) if o.loss == "l2" else F.l1_loss(denoised, clean)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)

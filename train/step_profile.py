@@ -31,8 +31,13 @@ with cli.needs("dev", __name__):
     from train.run import make_fabric
 
 KINDS = {
-    "sampling, backward": ("grid_sampler_2d_backward", "deform_conv2d_backward", "deformable_col2im"),
-    "sampling, forward": ("grid_sampler", "deform_conv2d", "deformable_im2col"),
+    "sampling, backward": (
+        "_samplebackward",
+        "grid_sampler_2d_backward",
+        "deform_conv2d_backward",
+        "deformable_col2im",
+    ),
+    "sampling, forward": ("_sample", "deform_conv2d", "deformable_im2col"),
     "convolutions, backward": ("convolution_backward", "dgrad", "wgrad"),
     "convolutions, forward": ("conv", "winograd", "implicit"),
     "matrix products": ("mm", "gemm"),
