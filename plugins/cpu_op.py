@@ -112,8 +112,8 @@ def _library() -> ctypes.CDLL | None:
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
     warnings.warn(
-        f"no kernel of ours on this CPU ({reason}): the op runs as grid_sample, and training steps take about 1.4 times "
-        "as long; apt-get install g++",
+        f"no kernel of ours on this CPU ({reason}): the op runs as grid_sample, and training steps take about 1.4 "
+        "times as long; apt-get install g++",
         stacklevel=2,
     )
     return None
