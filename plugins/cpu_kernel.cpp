@@ -58,7 +58,7 @@ inline void store(Floats<V> value, Half* to) {  // rounds to nearest even
 // exp(-x), within 2e-7 of it relatively; std::exp would not be vectorised.
 inline float exp_of_minus(float x) {
   const float power = std::min(std::max(x * -1.44269504f, -126.f), 126.f);
-  const float whole = std::floor(power + 0.5f);
+  const float whole = power == power ? std::floor(power + 0.5f) : 0.f;
   const float f = (power - whole) * 0.693147181f;  // Taylor's series from -ln(2)/2 to ln(2)/2
   const float series =
       1.f + f * (1.f + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));

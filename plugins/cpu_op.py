@@ -4,11 +4,12 @@
 first wanted, in a few seconds, into `build/`. Where that fails, one warning says so and `plugins.reference` runs.
 """
 
+import contextlib
 import ctypes
 import hashlib
+import platform
 import shutil
 import subprocess
-import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from common.machine import cpu_name
+from common.errors import DependencyError, SadnetError
+from common.files import whole_file
 from plugins import op
 
 SOURCE = Path(__file__).with_name("cpu_kernel.cpp")
@@ -52,13 +53,13 @@ def modulated_deform_conv2d(
 
 def sample(x: Tensor, offset_mask: Tensor, offset_groups: int) -> Tensor:
     """The masked samples of x and offset_mask, tensors of one type: (N*H*W, G*9*C/G)."""
-    columns: Tensor = _Sample.apply(x, offset_mask, offset_groups)  # type: ignore[no-untyped-call]  # PyTorch's
+    columns: Tensor = _sample(x, offset_mask, offset_groups)
     return columns
 
 
-def usable_for(x: Tensor) -> bool:
-    """Whether `modulated_deform_conv2d` takes tensors of the kind of x on this machine."""
-    return x.device.type == "cpu" and x.dtype in TYPES and x.numel() > 0 and usable()
+def usable_for(*tensors: Tensor) -> bool:
+    """Whether `modulated_deform_conv2d` takes these tensors, x first, on this machine."""
+    return all(t.device.type == "cpu" for t in tensors) and tensors[0].dtype in TYPES and usable()
 
 
 def usable() -> bool:
@@ -66,66 +67,100 @@ def usable() -> bool:
     return _library() is not None
 
 
-class _Sample(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
-        x, offset_mask = (t.contiguous(memory_format=torch.channels_last) for t in (x, offset_mask))
-        n, c, h, w = x.shape
-        columns = x.new_empty(n * h * w, c * op.TAPS)
-        _call("sadnet_sample", groups, x, offset_mask, columns)
-        ctx.save_for_backward(x, offset_mask)
-        ctx.groups = groups
-        return columns
+# Ops of PyTorch's, so that what traces or only sizes up a network sees shapes instead of memory that is not there.
+@torch.library.custom_op("sadnet::cpu_sample", mutates_args=(), device_types="cpu")
+def _sample(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
+    x, offset_mask = (t.contiguous(memory_format=torch.channels_last) for t in (x, offset_mask))
+    n, c, h, w = x.shape
+    columns = x.new_empty(n * h * w, c * op.TAPS)
+    _call("sadnet_sample", groups, x, offset_mask, columns)
+    return columns
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, offset_mask = ctx.saved_tensors
-        n, c, h, w = x.shape
-        grad_x = torch.zeros(n, ctx.groups, h, w, c // ctx.groups)
-        grad_offset_mask = torch.empty_like(offset_mask)
-        _call("sadnet_sample_backward", ctx.groups, x, offset_mask, grad.contiguous(), grad_x, grad_offset_mask)
-        planes = grad_x.to(x.dtype).permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
-        return planes, grad_offset_mask, None
+
+@_sample.register_fake
+def _(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty(n * h * w, c * op.TAPS)
+
+
+@torch.library.custom_op("sadnet::cpu_sample_backward", mutates_args=(), device_types="cpu")
+def _sample_backward(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    x, offset_mask = (t.contiguous(memory_format=torch.channels_last) for t in (x, offset_mask))
+    n, c, h, w = x.shape
+    grad_x = torch.zeros(n, groups, h, w, c // groups, dtype=torch.float32)
+    grad_offset_mask = torch.empty_like(offset_mask)
+    _call("sadnet_sample_backward", groups, x, offset_mask, grad.contiguous(), grad_x, grad_offset_mask)
+    planes = grad_x.to(x.dtype).permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return planes, grad_offset_mask
+
+
+@_sample_backward.register_fake
+def _(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    order = torch.channels_last
+    return torch.empty_like(x, memory_format=order), torch.empty_like(offset_mask, memory_format=order)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offset_mask, ctx.groups = inputs
+    ctx.save_for_backward(x, offset_mask)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_sample_backward(*ctx.saved_tensors, grad, ctx.groups), None
+
+
+_sample.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _call(name: str, groups: int, x: Tensor, *tensors: Tensor) -> None:
-    library = _library()
-    assert library is not None
     n, c, h, w = x.shape
+    if not x.numel():
+        return
     half = x.dtype == torch.bfloat16
     numbers = (int(half), torch.get_num_threads(), n, h, w, groups, c // groups)
+    library = _library()
+    assert library is not None
     library[name](*map(ctypes.c_int, numbers), *(ctypes.c_void_p(t.data_ptr()) for t in (x, *tensors)))
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The kernel, compiled for this CPU where it is not there yet; None, with a warning, where that fails."""
-    key = hashlib.sha256(SOURCE.read_bytes() + cpu_name().encode()).hexdigest()[:16]
-    path = BUILD / f"{key}.so"
+    path = BUILD / f"{_key()}.so"
     try:
-        if not path.exists():
-            _compile(path)
+        if path.exists():
+            with contextlib.suppress(OSError):  # a damaged file: it is made again
+                return ctypes.CDLL(str(path))
+        _compile(path)
         return ctypes.CDLL(str(path))
-    except OSError as error:
-        reason = error.strerror or error
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
-    warnings.warn(
-        f"no kernel of ours on this CPU ({reason}): the op runs as grid_sample, and training steps take about 1.4 "
-        "times as long; apt-get install g++",
-        stacklevel=2,
-    )
+    except (OSError, SadnetError) as error:
+        warnings.warn(
+            f"no kernel of ours on this CPU ({error}): the op runs as grid_sample, and training steps take about 1.4 "
+            "times as long",
+            stacklevel=2,
+        )
     return None
+
+
+def _key() -> str:
+    """Of source, flags, and what this CPU can do: another one may share the disk."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    text = " ".join((*FLAGS, platform.machine(), features)).encode()
+    return hashlib.sha256(SOURCE.read_bytes() + text).hexdigest()[:16]
 
 
 def _compile(path: Path) -> None:
     """Write the library whole or not at all; processes that start together may all do so."""
     compiler = shutil.which("g++")
     if compiler is None:
-        raise FileNotFoundError(0, "expected a C++ compiler, found no g++")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        made = Path(folder) / path.name
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True)
-        made.replace(path)
+        raise DependencyError("expected a C++ compiler, found no g++: apt-get install g++")
+    with whole_file(path, overwrite=True) as temporary:
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise DependencyError(f"expected g++ to compile {SOURCE.name}, found: {lines[-1]}")

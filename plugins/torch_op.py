@@ -1,10 +1,11 @@
 """The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
 
-On CPU tensors `plugins.reference` computes it, in training `plugins.cpu_op` where it can. On CUDA tensors the node runs
-our kernels in fp32 and fp16. In training, and where our kernels cannot be compiled for the GPU, torchvision's does it,
+On CPU tensors `plugins.cpu_op` computes it where it can, or else `plugins.reference`. On CUDA tensors the node runs our
+kernels in fp32 and fp16. In training, and where our kernels cannot be compiled for the GPU, torchvision's does it,
 which is always fed fp32: its half-precision kernel computes sampling coordinates in half.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def modulated_deform_conv2d(
     """
     tensors = (x, offset_mask, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling():
-        form = cpu_op.modulated_deform_conv2d if cpu_op.usable_for(x) else _differentiable
+        form = cpu_op.modulated_deform_conv2d if cpu_op.usable_for(*tensors) else _differentiable
         return form(*tensors, offset_groups, negative_slope)
     y: Tensor = _node(*tensors, offset_groups, negative_slope)
     return y
@@ -73,7 +74,8 @@ def _node(
         return x.new_empty(shape)
     if x.is_cuda and x.dtype in PRECISIONS and cuda_driver.usable(x.device):
         return kernel_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
-    y = _in_type_of_x(x, offset_mask, weight, bias, offset_groups, negative_slope)
+    form = cpu_op.modulated_deform_conv2d if cpu_op.usable_for(x, offset_mask, weight, bias) else _differentiable
+    y = _in_type_of_x(form, x, offset_mask, weight, bias, offset_groups, negative_slope)
     return y.contiguous(memory_format=_order(x, weight))
 
 
@@ -139,12 +141,18 @@ def _aligned(t: Tensor) -> Tensor:
 
 
 def _in_type_of_x(
-    x: Tensor, offset_mask: Tensor, weight: Tensor, bias: Tensor, offset_groups: int, negative_slope: float
+    form: Callable[..., Tensor],
+    x: Tensor,
+    offset_mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offset_groups: int,
+    negative_slope: float,
 ) -> Tensor:
-    """The differentiable form in the type of x, which is what the node's fake kernel promises, under autocast too."""
+    """`form` in the type of x, which is what the node's fake kernel promises, under autocast too."""
     with torch.autocast(x.device.type, enabled=False):
         others = offset_mask.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype)
-        return _differentiable(x, *others, offset_groups, negative_slope)
+        return form(x, *others, offset_groups, negative_slope)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -158,7 +166,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Not an op of its own: below the dispatcher, where an op's kernel runs, autograd records nothing.
     leaves = tuple(t.detach().requires_grad_() for t in ctx.saved_tensors)
     with torch.enable_grad():
-        y = _in_type_of_x(*leaves, *ctx.attributes)
+        y = _in_type_of_x(_differentiable, *leaves, *ctx.attributes)
     return *torch.autograd.grad(y, leaves, grad), None, None
 
 

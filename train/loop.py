@@ -282,6 +282,10 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             for group, values in zip(self.optimizer.param_groups, own, strict=True):
                 group.update(values)  # betas and the like are the configuration's, which --set may have changed
+            for weight, moments in self.optimizer.state.items():
+                for name, value in moments.items():
+                    if value.shape == weight.shape:  # fused Adam walks both as they lie in memory
+                        moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         except (RuntimeError, ValueError, KeyError) as error:
             text = f"expected a checkpoint of this network and optimizer, found another: {error}"

@@ -179,8 +179,59 @@ def test_a_compiler_that_fails_leaves_nothing(fresh: Path) -> None:
     script = fresh / "g++"
     script.write_text("#!/bin/sh\necho 'g++: error: unrecognized option' >&2\nexit 1\n")
     script.chmod(0o755)
-    assert "unrecognized option" in warned_once()
+    assert "g++: error: unrecognized option" in warned_once()
     assert not list(cpu_op.BUILD.rglob("*"))
+
+
+def test_a_compiler_that_speaks_another_code(fresh: Path) -> None:
+    script = fresh / "g++"
+    script.write_bytes(b"#!/bin/sh\necho 'erreur: compil\xe9' >&2\nexit 1\n")
+    script.chmod(0o755)
+    assert "erreur" in warned_once()
+
+
+@NEEDS_KERNEL
+def test_a_damaged_library_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu_op, "BUILD", tmp_path)
+    cpu_op._library.cache_clear()
+    path = tmp_path / f"{cpu_op._key()}.so"
+    path.write_bytes(b"")
+    try:
+        assert cpu_op.usable()
+        assert path.stat().st_size > 1000
+    finally:
+        cpu_op._library.cache_clear()
+
+
+@NEEDS_KERNEL
+def test_the_ops_pass_pytorchs_own_checks() -> None:
+    x, offset_mask = (t.float() for t in tensors(2, 3, 4, 2, 3, 5)[:2])
+    torch.library.opcheck(cpu_op._sample, (x.requires_grad_(), offset_mask.requires_grad_(), 2))
+
+
+@NEEDS_KERNEL
+def test_other_devices_and_empty_batches() -> None:
+    x, offset_mask, weight, bias = (t.float() for t in tensors(1, 4, 5, 8, 4, 8))
+    assert not cpu_op.usable_for(x, offset_mask.to("meta"), weight, bias)
+    x, offset_mask = (t[:0].requires_grad_() for t in (x, offset_mask))
+    y = cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias)
+    assert y.shape == (0, 8, 4, 5)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+@NEEDS_KERNEL
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pytorchs_default_type_does_not_matter(dtype: torch.dtype) -> None:
+    x, offset_mask, weight, bias = (t.float().requires_grad_() for t in tensors(1, 4, 5, 8, 4, 8))
+    expected = torch.autograd.grad(cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias).sum(), x)[0]
+    torch.set_default_dtype(dtype)
+    try:
+        found = torch.autograd.grad(cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias).sum(), x)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
 
 
 def test_a_folder_that_cannot_be_made(fresh: Path) -> None:

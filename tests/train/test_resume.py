@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from plugins import cpu_op
 from train.loop import Trainer
 
 Train = Callable[..., int]
@@ -184,3 +185,19 @@ def test_settings_changed_on_resumption_count(halfway: Path, tmp_path: Path, tra
     group = state(folder)["optimizer"]["param_groups"][0]
     assert (state(folder)["step"], group["betas"], group["eps"], group["lr"]) == (4, (0.9, 0.5), 1e-6, 2e-3)
     assert state(folder)["config"]["optimizer"]["beta2"] == 0.5
+
+
+def test_the_optimizer_goes_on_in_another_order_in_memory(
+    halfway: Path, tmp_path: Path, train: Train, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler training is channels_last, without it is not: Adam's moments stay with their weights."""
+    updates = []
+    before = state(halfway)["network"]
+    for usable in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_op, "usable", lambda usable=usable: usable)
+            folder = shutil.copytree(halfway, tmp_path / str(usable))
+            assert train("--resume", folder, "--set", "run.steps=4") == 0
+        after = state(folder)["network"]
+        updates.append(torch.cat([(after[name] - before[name]).flatten() for name in before]))
+    assert (updates[0] - updates[1]).norm() < 0.01 * updates[1].norm()
