@@ -23,6 +23,7 @@ GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 def half_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TorchEngine:
     if request.param == "double":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 << 30, 8 << 30))
     engine = open_weights(WEIGHTS, precision="fp16")
     if request.param == "double":
         engine._cuda = CudaDouble("late")
