@@ -34,7 +34,12 @@ _KINDS = {1: "gray", 3: "colour"}
 
 
 def page(measured: Record, published: Record, times: Record | None) -> str:
-    """The text of results.md. times: the CPU benchmark's file, where there is one."""
+    """The text of results.md. times: the CPU benchmark's file, where there is one.
+
+    Of a set's cells those are shown that were measured on the files that measured["sets"] names.
+    """
+    editions = {name: entry.get("sha256") for name, entry in measured["sets"].items()}
+    measured = measured | {"cells": [c for c in measured["cells"] if editions.get(c["set"]) == c["set_sha256"]]}
     parts = [
         *_introduction(measured),
         *_ablation(measured, published),

@@ -7,7 +7,9 @@
 DATA is a folder with test sets anywhere below it, in the layouts of `train/datasets.py`. Figures of the bundled models
 are measured here, by ONNX Runtime; parameters and multiply-adds are counted on the network; those of the paper and of
 others are read from docs/results/published.json, which names their sources. docs/results/tables.json keeps each figure
-as soon as it is measured, so that an interrupted run goes on, and one with nothing new takes a moment.
+as soon as it is measured, so that an interrupted run goes on, and one with nothing new takes a moment. It keeps them as
+long as their model is bundled, also where DATA has another edition of their set, or none: the page is of DATA's
+edition, or else of the last that there was.
 """
 
 import json
@@ -23,7 +25,7 @@ from common.errors import InputError
 from common.files import sha256, write_whole
 
 with cli.needs("dev", __name__):
-    from train.cells import Cell, ImageSet, Model, image_sets, measure, models
+    from train.cells import Cell, ImageSet, Model, image_sets, kinds_of_noise, measure, models
     from train.cost import cost
     from train.evaluate import finite
     from train.results_page import Record, page
@@ -56,23 +58,46 @@ def main(
     before = _read(figures, needed=False) or {}
     found = models(bundled)
     sets, why_not = image_sets(data)
-    record: Record = {
-        "size": f"{SIZE[0]}x{SIZE[1]}",
-        "models": [_model_entry(model) for model in found],
-        "sets": {held.name: _set_entry(held) for held in sets} | {name: {"why": why} for name, why in why_not.items()},
-        "costs": _costs(published["ablation"]["rows"]),
-    }
+    here = {held.name: _set_entry(held) for held in sets} | {name: {"why": why} for name, why in why_not.items()}
+    fixed: Record = {"size": f"{SIZE[0]}x{SIZE[1]}", "models": [_model_entry(model) for model in found]}
+    costs = _costs(published["ablation"]["rows"])
 
-    def keep(cells: list[Cell]) -> None:
-        _tell(cells[-1])
-        write_whole(figures, _json(record | {"cells": cells}), overwrite=True)
+    def record_of(cells: list[Cell]) -> Record:
+        entries = _entries(here, before.get("sets", {}), cells)
+        rest = {"costs": costs, "cells": cells, "missing": _missing(found, entries, cells)}
+        return fixed | {"sets": entries} | rest
 
-    known = [] if force else before.get("cells", [])
-    record["cells"], record["missing"] = measure(found, sets, known, threads=threads, seconds=60 * minutes, done=keep)
+    def keep(new: Cell, cells: list[Cell]) -> None:
+        _tell(new)
+        write_whole(figures, _json(record_of(cells)), overwrite=True)
+
+    known = before.get("cells", [])
+    record = record_of(measure(found, sets, known, threads=threads, seconds=60 * minutes, again=force, done=keep))
     write_whole(figures, _json(record), overwrite=True)
     write_whole(docs / "results.md", page(record, published, times or None), overwrite=True)
     left = f", {record['missing']} not measured yet: run it again" if record["missing"] else ""
     print(f"wrote {docs / 'results.md'} and {figures}: {len(record['cells'])} figures{left}")
+
+
+def _entries(here: Record, before: Record, cells: list[Cell]) -> Record:
+    """What there is of each set: in DATA, or else what was there when the cells were measured that are kept of it."""
+    measured = {(cell["set"], cell["set_sha256"]) for cell in cells}
+    kept = {name: entry for name, entry in before.items() if (name, entry.get("sha256")) in measured}
+    return {name: kept.get(name, entry) if "why" in entry else entry for name, entry in here.items()}
+
+
+def _missing(models_: list[Model], entries: Record, cells: list[Cell]) -> int:
+    """How many cells the page has no figure for, because nobody has measured them yet."""
+    names = ("model", "set", "set_sha256", "protocol", "sigma")
+    have = {tuple(cell.get(name) for name in names) for cell in cells}
+    wanted = (
+        (model.name, name, entry["sha256"], noise["protocol"], noise.get("sigma"))
+        for name, entry in entries.items()
+        if "why" not in entry
+        for model in models_
+        for noise in kinds_of_noise(model, entry["channels"], pairs="sizes" not in entry)
+    )
+    return sum(cell not in have for cell in wanted)
 
 
 def _read(path: Path, *, needed: bool = True) -> Record:

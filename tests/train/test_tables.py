@@ -161,8 +161,57 @@ def test_changed_files_are_measured_again(
     assert tables() == 0
     assert measured(capsys.readouterr().out) == []  # the same file under another name
     record = json.loads((docs / "results" / "tables.json").read_text())
-    assert [c["model"] for c in record["cells"]] == ["blind_color"] * 3 + ["real_color"]
+    assert [c["model"] for c in record["cells"]] == ["blind_color"] * 5 + ["real_color"]
     assert len({c["psnr"] for c in record["cells"] if c["set"] == "cc"}) == 1
+
+
+def kept(docs: Path) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads((docs / "results" / "tables.json").read_text())["cells"]
+    return cells
+
+
+def test_figures_stay_where_the_folder_has_other_sets(
+    tables: Run, data: Path, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tables() == 0
+    page_before, cells_before = (docs / "results.md").read_text(), kept(docs)
+    other = tmp_path / "other"
+    other.mkdir()
+    (data / "Kodak24").rename(other / "Kodak24")
+    assert tables() == 0
+    assert kept(docs) == cells_before
+    assert (docs / "results.md").read_text() == page_before
+    assert tables("--data", other) == 0
+    assert kept(docs) == cells_before
+    assert (docs / "results.md").read_text() == page_before
+    assert measured(capsys.readouterr().out) == EVERYTHING
+
+
+def test_figures_of_another_edition_stay_beside_the_new_ones(
+    tables: Run, data: Path, models: Path, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tables() == 0
+    page_before, cells_before = (docs / "results.md").read_text(), kept(docs)
+    image = data / "Kodak24" / "kodim24.png"
+    pixels = image.read_bytes()
+    cv2.imwrite(str(image), small(1000))
+    assert tables("--minutes", 0) == 0
+    assert kept(docs) == cells_before
+    assert "**2 of our figures are not measured yet**" in (docs / "results.md").read_text()
+    assert tables() == 0
+    text, both = (docs / "results.md").read_text(), kept(docs)
+    assert [cell for cell in both if cell in cells_before] == cells_before
+    (new,) = (cell for cell in both if cell not in cells_before and cell["sigma"] == 50)
+    rows = [line for line in text.splitlines() if line.startswith("| `blind_color` | **this project** | clip8 |")]
+    assert [f"{new['psnr']:.2f} / {new['ssim']:.3f}" in row for row in rows] == [True]
+    image.write_bytes(pixels)
+    assert tables("--force", "--minutes", 0) == 0
+    assert kept(docs) == both
+    assert (docs / "results.md").read_text() == page_before
+    for kind in ("onnx", "json"):
+        (models / f"blind_color.{kind}").unlink()
+    assert tables() == 0
+    assert kept(docs) == [cell for cell in both if cell["model"] == "real_color"]
 
 
 def test_an_interrupted_run_goes_on(
