@@ -147,7 +147,8 @@ def _white_table(name: str, channels: int, measured: Record, published: Record) 
 def _gaps(row: Record, reference: Record | None, levels: Sequence[int]) -> list[str]:
     """By how many dB the row stands above the reference, where both have a figure."""
     ours, theirs = row["psnr"], (reference or {"psnr": {}})["psnr"]
-    return [f"{ours[x] - theirs[x]:+.2f}" if x in ours and x in theirs else "-" for x in map(str, levels)]
+    both = ((ours.get(str(level)), theirs.get(str(level))) for level in levels)
+    return ["-" if None in gap else f"{gap[0] - gap[1]:+.2f}" for gap in both]
 
 
 def _ours_white(name: str, channels: int, measured: Record) -> list[Record]:

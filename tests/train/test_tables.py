@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch.setattr(cells, "evaluate", stopped)
     assert tables() == 130
     assert measured(capsys.readouterr().out) == EVERYTHING[:2]
-    assert not (docs / "results.md").exists()
+    assert "**2 of our figures are not measured yet**" in (docs / "results.md").read_text()
     monkeypatch.setattr(cells, "evaluate", evaluate)
     assert tables() == 0
     assert measured(capsys.readouterr().out) == EVERYTHING[2:]
@@ -254,6 +254,34 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert "expected a model card" in one_error()
     assert sorted(path.name for path in docs.rglob("*")) == ["published.json", "results"]
     assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("tables.json", {"cells": None}, '"cells"'),
+        ("tables.json", {"cells": {"a": 1}}, '"cells"'),
+        ("tables.json", {"cells": [{"model": "blind_color"}]}, '"cells"'),
+        ("tables.json", {"sets": [1]}, '"sets"'),
+        ("published.json", {"ablation": {}}, "'rows'"),
+        ("published.json", {"white": []}, "expected figures"),
+        ("published.json", {"cost": None}, "expected figures"),
+        ("benchmark_cpu.json", {"rows": [{"size": "480x320", "median_ms": 1}]}, "'engine'"),
+        ("benchmark_cpu.json", {"rows": 5}, "expected figures"),
+    ],
+)
+def test_odd_figures_are_one_line_and_change_nothing(
+    tables: Run, docs: Path, one_error: Callable[[], str], name: str, change: dict[str, Any], expected: str
+) -> None:
+    path = docs / "results" / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | change))
+    before = {path: path.read_bytes() for path in docs.rglob("*.*")}
+    assert tables("--minutes", 0) == 2
+    error = one_error()
+    assert name in error
+    assert expected in error
+    assert {path: path.read_bytes() for path in docs.rglob("*.*")} == before
 
 
 def committed(name: str) -> dict[str, Any]:
