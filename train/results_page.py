@@ -83,7 +83,8 @@ def _introduction(measured: Record) -> list[str]:
         "Protocols, which `train/evaluate.py` states in full: **clip8**, white noise clipped and rounded to 8 bits, as "
         "in a file that a person has, and as in the training of our models; **float**, neither, as most papers do; "
         "real noise is as it is. Which of the two the paper's own figures follow it does not say; its code clips.",
-        "A hyphen: not in the source, or a level that is not measured by that protocol.",
+        "A hyphen: not in the source, or a level that is not measured by that protocol"
+        f"{', or not measured yet' if measured['missing'] else ''}.",
         f"**{measured['missing']} of our figures are not measured yet**: the same command goes on with them."
         if measured["missing"]
         else "",

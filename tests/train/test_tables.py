@@ -119,6 +119,7 @@ def test_figures_are_the_protocols_and_stand_in_the_page(
         assert f"`{sha256(ROOT / 'assets' / f'{name}.onnx')}`" in text
     assert record["missing"] == 0
     assert "500x500 crops" not in text
+    assert "by that protocol.\n" in text
 
 
 def test_what_is_not_measured_says_why(tables: Run, data: Path, docs: Path) -> None:
@@ -133,6 +134,7 @@ def test_what_is_not_measured_says_why(tables: Run, data: Path, docs: Path) -> N
     ):
         assert row in text
     assert "**2 of our figures are not measured yet**" in text
+    assert "by that protocol, or not measured yet.\n" in text
     assert "| this project | not measured yet: the same command goes on with it |" in text
     assert text.count("| not measured |") == 6
 
