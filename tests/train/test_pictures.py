@@ -16,7 +16,7 @@ from common import cli
 from common.images import read_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
-from train.curves import smooth
+from train.curves import read_curves, smooth
 from train.noise import protocol_noise
 from train.pictures import MODEL, app
 from train.strip import COLOURS, FRAME, GAP, MARGIN, Crop, Panel, compose
@@ -198,6 +198,16 @@ def test_curves_of_runs(tmp_path: Path) -> None:
         assert text in svg
     assert "second, sigma" not in svg
     assert read_picture(tmp_path / "c.png").pixels.shape == (825, 1200, 3)
+
+
+def test_lines_that_are_no_figures_are_left_out(tmp_path: Path) -> None:
+    run = write_log(tmp_path / "run", [{"step": 1, "loss": 0.5, "note": "begun"}])
+    odd = b'{"step": 2, "lo\xff\n5\n[]\n\n{"step": 3, "loss": null}\n{"loss": 1}\n{"step": "4", "loss": 1}\n{"step": 5'
+    with (run / "log.jsonl").open("ab") as log:
+        log.write(odd + b'\n{"step": 6, "loss": NaN, "psnr_a": 30}\n{"step": 7, "loss": 1, "psnr_a": true}\n{"st')
+    curves = read_curves(run)
+    assert curves.loss == [(1, 0.5), (7, 1)]
+    assert curves.scores == {"a": [(6, 30)]}
 
 
 def test_smoothing_is_a_weighted_mean() -> None:
