@@ -110,6 +110,13 @@ def test_boxes_and_frames_have_the_crops_colours() -> None:
     assert (strip[: MARGIN - 3] == 255).all()
 
 
+def test_the_narrowest_photo_has_an_overview() -> None:
+    picture = np.full((4000, 4, 3), 77, np.uint8)
+    strip = compose(Panel(picture, "whole"), [Panel(picture, "a")], [Crop(0, 9, 4)], 1)
+    side = 4 + 2 * FRAME
+    assert strip.shape[1] == MARGIN + 1 + GAP + side + MARGIN
+
+
 def test_captions_are_under_their_columns() -> None:
     gray = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
 
@@ -149,6 +156,8 @@ def test_non_local_means_takes_noise_away(photo: Path, tmp_path: Path, capsys: p
         (["--sigma", "0"], "--sigma"),
         (["--zoom", "0"], "--zoom"),
         (["--zoom", "300"], "expected 1 to 256 for squares of 16 pixels, found 300"),
+        (["--clean", "{tmp}/wide.png", "--zoom", "99"], "found 31880"),
+        (["--output", "{tmp}/strip.txt"], "expected a file name ending in .jpg"),
         (["--index", "-1"], "--index"),
         (["--noisy", "{tmp}/small.png"], "expected the size of"),
         (["--clean", "{tmp}/none.png"], "none.png"),
@@ -165,6 +174,7 @@ def test_what_cannot_be_drawn_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "bm3d", None)
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((9, 9, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((48, 480, 3), np.uint8))
     output = tmp_path / "strip.png"
     assert pictures(*options_of(photo, output, *(text.format(tmp=tmp_path) for text in more))) == 2
     assert expected in one_error()
