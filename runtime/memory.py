@@ -3,6 +3,7 @@
 What the machine has is not what a process gets: containers and batch systems lend it less, through control groups.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -70,16 +71,22 @@ def _group_bytes(root: Path) -> Iterator[int]:
             if not level.is_relative_to(top):
                 break
             try:
-                usage = int((level / used).read_text())
-                stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
-                usage -= int(stat.get(spare, 0))
-            except (OSError, ValueError):  # the root of version 2 has no such files
-                pass
-            else:
-                for name in limits:
-                    text = _text(level / name)
-                    if text.isdigit():  # else "max": no limit
-                        yield int(text) - usage
+                usage = int((level / used).read_text()) - _spare(level, spare)
+            except (OSError, ValueError):  # the root of version 2 has no such file
+                continue
+            for name in limits:
+                text = _text(level / name)
+                if text.isdigit():  # else "max": no limit
+                    yield int(text) - usage
+
+
+def _spare(folder: Path, name: str) -> int:
+    """The figure of that name in memory.stat; 0 where there is none."""
+    for line in _text(folder / "memory.stat").splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
 
 
 def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
@@ -96,11 +103,16 @@ def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
         kind, _, options = [*rest.split(), "", "", ""][:3]
         if kind not in paths or (kind == "cgroup" and "memory" not in options.split(",")):
             continue
-        _, _, _, inside, point = [*mount.split(), *[""] * 5][:5]
+        _, _, _, inside, point = (_unescaped(part) for part in [*mount.split(), *[""] * 5][:5])
         top = root / point.lstrip("/")
         # In a container only the part below its own group is mounted, whose path may be told as the host sees it.
         below = paths[kind].relative_to(inside) if paths[kind].is_relative_to(inside) else PurePosixPath()
         yield kind, top, top / below if ".." not in below.parts else top
+
+
+def _unescaped(text: str) -> str:
+    """mountinfo has blanks and backslashes of paths as \\ and three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def _text(path: Path) -> str:

@@ -6,6 +6,7 @@ the second behind the first. Where all have but one core to run on nothing can b
 is: what the engine has of the pipeline's processor time is then the figure, which other programs hardly change.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from common.images import Picture, read_picture, write_picture
 from runtime.denoiser import Denoiser
 from runtime.engines import Engine
 from runtime.engines.base import Images
-from runtime.jobs import Job, make_plan
+from runtime.jobs import Job, is_folder, make_plan
 from runtime.measure import Contender
 from runtime.pipeline import Settings, denoise_files
 from runtime.report import Row
@@ -51,9 +52,12 @@ class Folder:
 def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
     """Every picture below `folder`, denoised into a temporary folder that is removed again.
 
-    Raises InputError where there is none, what a picture raises that cannot be denoised, and what opening the engine
-    raises.
+    Raises InputError where there is none or `folder` is none, what a picture raises that cannot be denoised, and what
+    opening the engine raises.
     """
+    if not is_folder(folder):
+        instead = "a file" if os.path.lexists(folder) else "nothing of that name"
+        raise InputError(f"--pipeline {folder}: expected a folder of pictures, found {instead}")
     with contender.open() as engine, tempfile.TemporaryDirectory() as made:
         plan = make_plan([folder], Path(made) / "out")
         jobs = [job for job in plan.jobs if not job.video]

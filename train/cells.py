@@ -137,52 +137,78 @@ def measure(
     *,
     threads: int | None,
     seconds: float,
-    done: Callable[[list[Cell]], None],
-) -> tuple[list[Cell], int]:
-    """All cells of the models and sets, those of `known` as they are; and how many there was no time for.
+    again: bool,
+    done: Callable[[Cell, list[Cell]], None],
+) -> list[Cell]:
+    """All cells of these models: those of `known`, of whatever images, and what else the sets have.
 
-    seconds: after which no measurement is begun. `done` gets all that is known after each new cell, what is out of date
-    included. White noise is for models whose training saw it, on sets of their number of channels; pairs are for colour
-    models.
+    Only cells of other model files are left out, so that a folder with other sets takes no figure away. seconds: after
+    which no measurement is begun. again: to measure those of `known` too. `done` gets each new cell, and all that
+    there is then.
     """
     have = {_key(cell): cell for cell in known}
-    cells: list[Cell] = []
-    missing, end = 0, time.monotonic() + seconds
+    settled = set() if again else set(have)
+    end = time.monotonic() + seconds
     for model in models_:
         opened: Denoiser | None = None
         try:
             for job, cell in _jobs(model, sets):
-                kept = have.get(_key(cell))
-                if kept is None and time.monotonic() >= end:
-                    missing += 1
+                key = _key(cell)
+                if key in settled or time.monotonic() >= end:
                     continue
-                if kept is None:
-                    opened = opened or open_denoiser(model.path, threads)
-                    kept = cell | _means(job(opened)) | {"date": time.strftime("%Y-%m-%d"), "on": _here(opened)}
-                    have[_key(cell)] = kept
-                    done(list(have.values()))
-                cells.append(kept | {"model": model.name})
+                opened = opened or open_denoiser(model.path, threads)
+                have[key] = cell | _means(job(opened)) | {"date": time.strftime("%Y-%m-%d"), "on": _here(opened)}
+                settled.add(key)
+                done(have[key], _of_models(models_, list(have.values())))
         finally:
             if opened is not None:
                 opened.close()
-    return cells, missing
+    return _of_models(models_, list(have.values()))
+
+
+def kinds_of_noise(model: Model, channels: int, *, pairs: bool) -> list[Cell]:
+    """Protocol and sigma of each cell of a model on a set of so many channels. White noise is for models whose training
+    saw it, on sets of their number of channels; pairs are for colour models."""
+    if model.config.channels != channels or not (pairs or model.white):
+        return []
+    return [{"protocol": PAIRS}] if pairs else _white_noise()
+
+
+def _white_noise() -> list[Cell]:
+    return [{"protocol": str(protocol), "sigma": sigma} for protocol, sigmas in SIGMAS.items() for sigma in sigmas]
+
+
+def _of_models(models_: Sequence[Model], cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of these models' files, under their names; always in the same order."""
+    layouts = [layout.name for layout in LAYOUTS]
+    noises = [{"protocol": PAIRS}, *_white_noise()]
+
+    def place(cell: Cell) -> tuple[int, str, int]:
+        noise = {name: cell[name] for name in ("protocol", "sigma") if name in cell}
+        return layouts.index(cell["set"]), cell["set_sha256"], noises.index(noise) if noise in noises else len(noises)
+
+    ordered = sorted(cells, key=place)
+    return [
+        cell | {"model": model.name}
+        for model in models_
+        for cell in ordered
+        if cell["model_sha256"] == model.sha256 and (cell["protocol"] == PAIRS or model.white)
+    ]
 
 
 def _jobs(model: Model, sets: Sequence[ImageSet]) -> Iterator[tuple[Callable[[Denoiser], dict[str, Any]], Cell]]:
     """What is to be measured of a model, and what is known of the cell before."""
     for held in sets:
-        if model.config.channels != held.channels or not (held.pairs or model.white):
-            continue
+        noises = kinds_of_noise(model, held.channels, pairs=held.pairs)
         files = {"set": held.name, "set_sha256": held.sha256}
-        cell = {"model": model.name, "model_sha256": model.sha256, **files}
-        if held.pairs:
-            yield functools.partial(_of_pairs, held), cell | {"protocol": PAIRS}
-            continue
-        images = read_clean(e.clean[0] for e in held.examples)
-        for protocol, sigmas in SIGMAS.items():
-            for sigma in sigmas:
-                job = functools.partial(evaluate, images=images, sigma=sigma, protocol=protocol)
-                yield job, cell | {"protocol": str(protocol), "sigma": sigma}
+        images = read_clean(e.clean[0] for e in held.examples) if noises and not held.pairs else []
+        for noise in noises:
+            job = functools.partial(_of_pairs, held)
+            if not held.pairs:
+                job = functools.partial(
+                    evaluate, images=images, sigma=noise["sigma"], protocol=Protocol(noise["protocol"])
+                )
+            yield job, {"model": model.name, "model_sha256": model.sha256, **files, **noise}
 
 
 def _of_pairs(held: ImageSet, denoiser: Denoiser) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,21 +31,27 @@ class Curves:
 def read_curves(run: Path) -> Curves:
     """The log of a run's folder. Raises InputError where there is none, or one without a loss."""
     try:
-        text = (run / LOG).read_text()
+        text = (run / LOG).read_text(errors="replace")
     except OSError as error:
         raise InputError(f"{run}: expected a run's folder with {LOG}, found none ({error.strerror})") from error
-    lines: list[dict[str, Any]] = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # the run is writing it
-            break
-    loss = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    lines = [numbers for line in text.splitlines() if (numbers := _numbers(line)).keys() > {"step"}]
+    loss = [(int(line["step"]), line["loss"]) for line in lines if "loss" in line]
     if not loss:
         raise InputError(f"{run / LOG}: expected logged steps, found none: has the run begun?")
     kinds = dict.fromkeys(key for line in lines for key in line if key.startswith(_SCORE))
-    scores = {k.removeprefix(_SCORE): [(line["step"], line[k]) for line in lines if k in line] for k in kinds}
+    scores = {k.removeprefix(_SCORE): [(int(line["step"]), line[k]) for line in lines if k in line] for k in kinds}
     return Curves(run.resolve().name, loss, scores)
+
+
+def _numbers(line: str) -> dict[str, float]:
+    """The finite numbers of a line of the log; none of one that the run is writing, or was when it was killed."""
+    try:
+        entries = json.loads(line)
+    except ValueError:
+        return {}
+    pairs = entries.items() if isinstance(entries, dict) else ()
+    found = {k: v for k, v in pairs if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf}
+    return found if "step" in found else {}
 
 
 def smooth(points: Sequence[tuple[int, float]], steps: float) -> list[float]:

@@ -34,6 +34,7 @@ from common.files import sha256, write_whole
 from common.images import IMAGE_SUFFIXES, read_picture
 from common.metrics import psnr, ssim
 from runtime.denoiser import Denoiser
+from runtime.tiles import TILE
 
 with cli.needs("dev", __name__):
     from train.datasets import find, parse
@@ -53,8 +54,11 @@ class Protocol(StrEnum):
 
 
 def open_denoiser(path: Path, threads: int | None = None) -> Denoiser:
-    """Weights, or what else `runtime.engines.open_engine` takes and raises, behind the runtime's padding and tiles."""
-    return Denoiser(path, threads=threads)
+    """Weights, or what else `runtime.engines.open_engine` takes and raises, behind the runtime's padding and tiles.
+
+    The tiles have one size, or the nearest that a plan takes: by the free memory, figures would change with it.
+    """
+    return Denoiser(path, tile=TILE, threads=threads)
 
 
 def clean_images(folder: Path) -> TestSet:

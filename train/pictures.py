@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from common import cli
 from common.errors import DependencyError, InputError, OutputError
-from common.images import Picture, read_picture, rgb8, write_picture
+from common.images import Picture, check_encodable, read_picture, rgb8, write_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
 
 with cli.needs("dev", __name__):
     from train.curves import draw_curves, read_curves
     from train.noise import protocol_noise
-    from train.strip import COLOURS, Crop, Panel, Pixels, compose
+    from train.strip import COLOURS, Crop, Panel, Pixels, compose, overview_size
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "blind_color.onnx"
 QUALITY = 92
@@ -74,6 +74,7 @@ def strip(
     """A strip of a photo: noisy, the peer, this project, clean, each with its PSNR over the whole photo."""
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
+    check_encodable(output.suffix, np.dtype(np.uint8), alpha=False)
     if not 0 < sigma <= 255:
         raise InputError(f"--sigma: expected a noise level above 0, up to 255, found {sigma:g}")
     original = _floats(clean)
@@ -81,6 +82,7 @@ def strip(
     most = max(1, MOST_SIDE // crops[0].side)
     if not 1 <= zoom <= most:
         raise InputError(f"--zoom: expected 1 to {most} for squares of {crops[0].side} pixels, found {zoom}")
+    overview_size(original.shape, crops, zoom)
     given = protocol_noise(original, sigma, index, clip8=True) if noisy is None else _floats(noisy)
     if given.shape != original.shape:
         raise InputError(f"{noisy}: expected the size of {clean}, {_size(original)}, found {_size(given)}")

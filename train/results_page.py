@@ -34,7 +34,12 @@ _KINDS = {1: "gray", 3: "colour"}
 
 
 def page(measured: Record, published: Record, times: Record | None) -> str:
-    """The text of results.md. times: the CPU benchmark's file, where there is one."""
+    """The text of results.md. times: the CPU benchmark's file, where there is one.
+
+    Of a set's cells those are shown that were measured on the files that measured["sets"] names.
+    """
+    editions = {name: entry.get("sha256") for name, entry in measured["sets"].items()}
+    measured = measured | {"cells": [c for c in measured["cells"] if editions.get(c["set"]) == c["set_sha256"]]}
     parts = [
         *_introduction(measured),
         *_ablation(measured, published),
@@ -78,7 +83,8 @@ def _introduction(measured: Record) -> list[str]:
         "Protocols, which `train/evaluate.py` states in full: **clip8**, white noise clipped and rounded to 8 bits, as "
         "in a file that a person has, and as in the training of our models; **float**, neither, as most papers do; "
         "real noise is as it is. Which of the two the paper's own figures follow it does not say; its code clips.",
-        "A hyphen: not in the source, or a level that is not measured by that protocol.",
+        "A hyphen: not in the source, or a level that is not measured by that protocol"
+        f"{', or not measured yet' if measured['missing'] else ''}.",
         f"**{measured['missing']} of our figures are not measured yet**: the same command goes on with them."
         if measured["missing"]
         else "",
@@ -142,7 +148,8 @@ def _white_table(name: str, channels: int, measured: Record, published: Record) 
 def _gaps(row: Record, reference: Record | None, levels: Sequence[int]) -> list[str]:
     """By how many dB the row stands above the reference, where both have a figure."""
     ours, theirs = row["psnr"], (reference or {"psnr": {}})["psnr"]
-    return [f"{ours[x] - theirs[x]:+.2f}" if x in ours and x in theirs else "-" for x in map(str, levels)]
+    both = ((ours.get(str(level)), theirs.get(str(level))) for level in levels)
+    return ["-" if None in gap else f"{gap[0] - gap[1]:+.2f}" for gap in both]
 
 
 def _ours_white(name: str, channels: int, measured: Record) -> list[Record]:

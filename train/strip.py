@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import InputError
+
 Pixels = NDArray[np.uint8]
 
 COLOURS = ((255, 196, 0), (0, 184, 255), (255, 96, 160), (110, 220, 90))
@@ -18,6 +20,8 @@ COLOURS = ((255, 196, 0), (0, 184, 255), (255, 96, 160), (110, 220, 90))
 FRAME = 3
 GAP = 8
 """Between two frames."""
+MOST_WIDTH = 8192
+"""Of the whole picture beside the crops."""
 MARGIN = 14
 CAPTION = 66
 """Height of the two lines under each column."""
@@ -50,12 +54,12 @@ class Panel:
 def compose(whole: Panel, panels: Sequence[Panel], crops: Sequence[Crop], zoom: int) -> Pixels:
     """The strip, (H, W, 3): `whole` with its boxes on the left, then a column for each panel, a row for each crop.
 
-    The crops have one side and lie within pictures of one size; `len(COLOURS)` of them at most.
+    The crops have one side and lie within pictures of one size; `len(COLOURS)` of them at most. Raises what
+    `overview_size` raises.
     """
     side = crops[0].side * zoom + 2 * FRAME
-    height = len(crops) * side + (len(crops) - 1) * GAP
+    width, height = overview_size(whole.picture.shape, crops, zoom)
     scale = height / whole.picture.shape[0]
-    width = round(whole.picture.shape[1] * scale)
     lefts = [MARGIN + width + GAP + i * (side + GAP) for i in range(len(panels))]
     canvas = np.full((MARGIN + height + CAPTION, lefts[-1] + side + MARGIN, 3), 255, np.uint8)
 
@@ -75,6 +79,21 @@ def compose(whole: Panel, panels: Sequence[Panel], crops: Sequence[Crop], zoom: 
             canvas[top + FRAME : top + side - FRAME, left + FRAME : left + side - FRAME] = magnified
     columns = [(MARGIN + width / 2, whole), *((left + side / 2, p) for left, p in zip(lefts, panels, strict=True))]
     return _captioned(canvas, [(centre, panel.title, panel.subtitle) for centre, panel in columns])
+
+
+def overview_size(shape: tuple[int, ...], crops: Sequence[Crop], zoom: int) -> tuple[int, int]:
+    """Width and height of the whole picture, of shape (H, W, 3), beside the magnified crops.
+
+    Raises InputError where it would be wider than MOST_WIDTH.
+    """
+    height = len(crops) * (crops[0].side * zoom + 2 * FRAME) + (len(crops) - 1) * GAP
+    width = max(1, round(shape[1] * height / shape[0]))
+    if width > MOST_WIDTH:
+        raise InputError(
+            f"expected a photo of at most {MOST_WIDTH} pixels' width where it is as high as the magnified squares, "
+            f"found {width}: take a lower --zoom, fewer squares, or a part of the photo"
+        )
+    return width, height
 
 
 def _resized(picture: Pixels, width: int, height: int) -> Pixels:

@@ -7,14 +7,18 @@
 DATA is a folder with test sets anywhere below it, in the layouts of `train/datasets.py`. Figures of the bundled models
 are measured here, by ONNX Runtime; parameters and multiply-adds are counted on the network; those of the paper and of
 others are read from docs/results/published.json, which names their sources. docs/results/tables.json keeps each figure
-as soon as it is measured, so that an interrupted run goes on, and one with nothing new takes a moment.
+as soon as it is measured, so that an interrupted run goes on, and one with nothing new takes a moment. It keeps them as
+long as their model is bundled, also where DATA has another edition of their set, or none: the page is of DATA's
+edition, or else of the last that there was.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,8 +27,9 @@ from common.errors import InputError
 from common.files import sha256, write_whole
 
 with cli.needs("dev", __name__):
-    from train.cells import Cell, ImageSet, Model, image_sets, measure, models
+    from train.cells import PAIRS, Cell, ImageSet, Model, image_sets, kinds_of_noise, measure, models
     from train.cost import cost
+    from train.datasets import LAYOUTS
     from train.evaluate import finite
     from train.results_page import Record, page
     from train.sadnet import SADNetConfig
@@ -53,26 +58,97 @@ def main(
     figures = docs / "results" / "tables.json"
     published = _read(docs / "results" / "published.json")
     times = _read(docs / "results" / "benchmark_cpu.json", needed=False)
-    before = _read(figures, needed=False) or {}
+    before, known = _kept(figures)
     found = models(bundled)
     sets, why_not = image_sets(data)
-    record: Record = {
-        "size": f"{SIZE[0]}x{SIZE[1]}",
-        "models": [_model_entry(model) for model in found],
-        "sets": {held.name: _set_entry(held) for held in sets} | {name: {"why": why} for name, why in why_not.items()},
-        "costs": _costs(published["ablation"]["rows"]),
-    }
+    here = {held.name: _set_entry(held) for held in sets} | {name: {"why": why} for name, why in why_not.items()}
+    fixed: Record = {"size": f"{SIZE[0]}x{SIZE[1]}", "models": [_model_entry(model) for model in found]}
+    with _whose(docs / "results" / "published.json"):
+        costs = _costs(published["ablation"]["rows"])
 
-    def keep(cells: list[Cell]) -> None:
-        _tell(cells[-1])
-        write_whole(figures, _json(record | {"cells": cells}), overwrite=True)
+    def record_of(cells: list[Cell]) -> Record:
+        entries = _entries(here, before, cells)
+        rest = {"costs": costs, "cells": cells, "missing": _missing(found, entries, cells)}
+        return fixed | {"sets": entries} | rest
 
-    known = [] if force else before.get("cells", [])
-    record["cells"], record["missing"] = measure(found, sets, known, threads=threads, seconds=60 * minutes, done=keep)
-    write_whole(figures, _json(record), overwrite=True)
-    write_whole(docs / "results.md", page(record, published, times or None), overwrite=True)
+    def write(cells: list[Cell]) -> Record:
+        """Both files or, where the page cannot be made, neither."""
+        record = record_of(cells)
+        with _whose(docs / "results" / "published.json"):
+            text = page(record, published, None)
+        if times:
+            with _whose(docs / "results" / "benchmark_cpu.json"):
+                text = page(record, published, times)
+        write_whole(figures, _json(record), overwrite=True)
+        write_whole(docs / "results.md", text, overwrite=True)
+        return record
+
+    def keep(new: Cell, cells: list[Cell]) -> None:
+        _tell(new)
+        write(cells)
+
+    # before hours of measuring: what is wrong with the other files is told
+    write(measure(found, [], known, threads=threads, seconds=0, again=False, done=keep))
+    record = write(measure(found, sets, known, threads=threads, seconds=60 * minutes, again=force, done=keep))
     left = f", {record['missing']} not measured yet: run it again" if record["missing"] else ""
     print(f"wrote {docs / 'results.md'} and {figures}: {len(record['cells'])} figures{left}")
+
+
+def _kept(path: Path) -> tuple[Record, list[Cell]]:
+    """The sets and the cells of tables.json; none where there is no such file."""
+    before = _read(path, needed=False)
+    sets, cells = before.get("sets", {}), before.get("cells", [])
+    if not isinstance(sets, dict) or not all(isinstance(entry, dict) for entry in sets.values()):
+        raise InputError(f'{path}: expected "sets" to be an object of objects: remove the file, or restore it')
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise InputError(
+            f'{path}: expected "cells" to be a list of figures as this command writes them, found another thing: '
+            "remove the file, or restore it"
+        )
+    return sets, cells
+
+
+def _is_cell(cell: Any) -> bool:
+    texts = ("model", "model_sha256", "set", "set_sha256", "protocol", "date", "on")
+    if not isinstance(cell, dict) or not all(isinstance(cell.get(name), str) for name in texts):
+        return False
+    pairs = cell["protocol"] == PAIRS
+    scores = ("psnr", "ssim", *(("noisy_psnr", "noisy_ssim") if pairs else ()))
+    return (
+        any(layout.name == cell["set"] for layout in LAYOUTS)
+        and isinstance(cell.get("images" if pairs else "sigma"), int | float)
+        and all(name in cell and isinstance(cell[name], int | float | None) for name in scores)
+    )
+
+
+@contextlib.contextmanager
+def _whose(path: Path) -> Iterator[None]:
+    """What is missing in a file of figures, or is of another kind than the page takes, is told as that file's fault."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError) as error:
+        raise InputError(f"{path}: expected figures as the page takes them, found: {error!r}") from error
+
+
+def _entries(here: Record, before: Record, cells: list[Cell]) -> Record:
+    """What there is of each set: in DATA, or else what was there when the cells were measured that are kept of it."""
+    measured = {(cell["set"], cell["set_sha256"]) for cell in cells}
+    kept = {name: entry for name, entry in before.items() if (name, entry.get("sha256")) in measured}
+    return {name: kept.get(name, entry) if "why" in entry else entry for name, entry in here.items()}
+
+
+def _missing(models_: list[Model], entries: Record, cells: list[Cell]) -> int:
+    """How many cells the page has no figure for, because nobody has measured them yet."""
+    names = ("model", "set", "set_sha256", "protocol", "sigma")
+    have = {tuple(cell.get(name) for name in names) for cell in cells}
+    wanted = (
+        (model.name, name, entry["sha256"], noise["protocol"], noise.get("sigma"))
+        for name, entry in entries.items()
+        if "why" not in entry
+        for model in models_
+        for noise in kinds_of_noise(model, entry["channels"], pairs="sizes" not in entry)
+    )
+    return sum(cell not in have for cell in wanted)
 
 
 def _read(path: Path, *, needed: bool = True) -> Record:

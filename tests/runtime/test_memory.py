@@ -72,6 +72,8 @@ def test_memory_that_the_machine_has_available(tmp_path: Path) -> None:
         (version_2(GB, 2 * GB, 0, "job__"), 0),  # more than it may: the kernel is about to end it
         (version_2("max", 2 * GB, 0, "job__"), 8.192 * GB),
         (version_2(100 * GB, 2 * GB, 0, "job__"), 8.192 * GB),
+        ({"job__memory_max": f"{4 * GB}", "job__memory_current": f"{GB}"}, 3 * GB),  # no memory.stat
+        (version_2(4 * GB, GB, 0, "job__") | {"job__memory_stat": "an odd line\n\nalone\n"}, 3 * GB),
         ({"job__memory_max": "nonsense", "job__memory_current": "0", "job__memory_stat": "x"}, 8.192 * GB),
     ],
 )
@@ -100,6 +102,12 @@ def test_a_container_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
     files = version_1(2 * GB, GB, 0, "memory__")
     root = machine(tmp_path, "4:memory:/docker/x\n", MOUNT_1.format("/docker/x"), **files)
     assert free_bytes(root) == GB
+
+
+def test_paths_with_blanks(tmp_path: Path) -> None:
+    mount = r"30 24 0:26 /my\040job /sys/fs/cgroup/a\040b\134c rw shared:4 - cgroup2 cgroup2 rw"
+    files = version_2(2 * GB, GB, 0, "a b\\c__below__")
+    assert free_bytes(machine(tmp_path, "0::/my job/below\n", mount, **files)) == GB
 
 
 def test_a_group_outside_of_the_mount_leads_nowhere_else(tmp_path: Path) -> None:

@@ -117,8 +117,12 @@ def test_the_documented_figures_are_the_result_files() -> None:
 
 def test_what_cannot_be_measured_is_one_error(photos: Path, tmp_path: Path) -> None:
     contender = Contender("label", lambda: Sleeps(0))
-    with pytest.raises(InputError, match="nothing of that name"):
+    with pytest.raises(
+        InputError, match=r"^--pipeline .*missing: expected a folder of pictures, found nothing of that name$"
+    ):
         measure_folder(contender, tmp_path / "missing", 1)
+    with pytest.raises(InputError, match=r"^--pipeline .*0\.png: expected a folder of pictures, found a file$"):
+        measure_folder(contender, photos / "0.png", 1)
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.mp4").touch()
     with pytest.raises(InputError, match="expected images, found only videos"):

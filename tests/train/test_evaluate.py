@@ -15,6 +15,9 @@ from skimage.metrics import structural_similarity
 
 from common.images import read_picture
 from export.to_onnx import Io, Precision, export_network
+from runtime import memory
+from train.evaluate import open_denoiser
+from train.noise import protocol_noise
 from train.sadnet import SADNet
 from train.weights import load_weights, save_weights
 
@@ -155,3 +158,14 @@ def test_existing_json_is_refused_before_anything_is_computed(onnx_file: Path, p
     result = evaluate(onnx_file, photos, "--sigma", "25", "--json", str(out))
     assert (result.returncode, result.stdout) == (2, "")
     assert out.read_text() == "mine"
+
+
+def test_figures_do_not_depend_on_the_memory_that_is_free(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = cv2.resize(np.random.default_rng(1).random((9, 9, 3), np.float32), (304, 264))
+    noisy = protocol_noise(clean, 50, 0, clip8=True)
+    outputs = []
+    for free in (10**9, 10**12):
+        monkeypatch.setattr(memory, "free_bytes", lambda free=free: free)
+        with open_denoiser(onnx_file, 1) as denoiser:
+            outputs.append(denoiser.denoise(noisy))
+    np.testing.assert_array_equal(*outputs)

@@ -16,7 +16,7 @@ from common import cli
 from common.images import read_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
-from train.curves import smooth
+from train.curves import read_curves, smooth
 from train.noise import protocol_noise
 from train.pictures import MODEL, app
 from train.strip import COLOURS, FRAME, GAP, MARGIN, Crop, Panel, compose
@@ -110,6 +110,13 @@ def test_boxes_and_frames_have_the_crops_colours() -> None:
     assert (strip[: MARGIN - 3] == 255).all()
 
 
+def test_the_narrowest_photo_has_an_overview() -> None:
+    picture = np.full((4000, 4, 3), 77, np.uint8)
+    strip = compose(Panel(picture, "whole"), [Panel(picture, "a")], [Crop(0, 9, 4)], 1)
+    side = 4 + 2 * FRAME
+    assert strip.shape[1] == MARGIN + 1 + GAP + side + MARGIN
+
+
 def test_captions_are_under_their_columns() -> None:
     gray = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
 
@@ -149,6 +156,8 @@ def test_non_local_means_takes_noise_away(photo: Path, tmp_path: Path, capsys: p
         (["--sigma", "0"], "--sigma"),
         (["--zoom", "0"], "--zoom"),
         (["--zoom", "300"], "expected 1 to 256 for squares of 16 pixels, found 300"),
+        (["--clean", "{tmp}/wide.png", "--zoom", "99"], "found 31880"),
+        (["--output", "{tmp}/strip.txt"], "expected a file name ending in .jpg"),
         (["--index", "-1"], "--index"),
         (["--noisy", "{tmp}/small.png"], "expected the size of"),
         (["--clean", "{tmp}/none.png"], "none.png"),
@@ -165,6 +174,7 @@ def test_what_cannot_be_drawn_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "bm3d", None)
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((9, 9, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((48, 480, 3), np.uint8))
     output = tmp_path / "strip.png"
     assert pictures(*options_of(photo, output, *(text.format(tmp=tmp_path) for text in more))) == 2
     assert expected in one_error()
@@ -198,6 +208,16 @@ def test_curves_of_runs(tmp_path: Path) -> None:
         assert text in svg
     assert "second, sigma" not in svg
     assert read_picture(tmp_path / "c.png").pixels.shape == (825, 1200, 3)
+
+
+def test_lines_that_are_no_figures_are_left_out(tmp_path: Path) -> None:
+    run = write_log(tmp_path / "run", [{"step": 1, "loss": 0.5, "note": "begun"}])
+    odd = b'{"step": 2, "lo\xff\n5\n[]\n\n{"step": 3, "loss": null}\n{"loss": 1}\n{"step": "4", "loss": 1}\n{"step": 5'
+    with (run / "log.jsonl").open("ab") as log:
+        log.write(odd + b'\n{"step": 6, "loss": NaN, "psnr_a": 30}\n{"step": 7, "loss": 1, "psnr_a": true}\n{"st')
+    curves = read_curves(run)
+    assert curves.loss == [(1, 0.5), (7, 1)]
+    assert curves.scores == {"a": [(6, 30)]}
 
 
 def test_smoothing_is_a_weighted_mean() -> None:

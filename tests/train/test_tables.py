@@ -119,6 +119,7 @@ def test_figures_are_the_protocols_and_stand_in_the_page(
         assert f"`{sha256(ROOT / 'assets' / f'{name}.onnx')}`" in text
     assert record["missing"] == 0
     assert "500x500 crops" not in text
+    assert "by that protocol.\n" in text
 
 
 def test_what_is_not_measured_says_why(tables: Run, data: Path, docs: Path) -> None:
@@ -133,6 +134,7 @@ def test_what_is_not_measured_says_why(tables: Run, data: Path, docs: Path) -> N
     ):
         assert row in text
     assert "**2 of our figures are not measured yet**" in text
+    assert "by that protocol, or not measured yet.\n" in text
     assert "| this project | not measured yet: the same command goes on with it |" in text
     assert text.count("| not measured |") == 6
 
@@ -161,8 +163,57 @@ def test_changed_files_are_measured_again(
     assert tables() == 0
     assert measured(capsys.readouterr().out) == []  # the same file under another name
     record = json.loads((docs / "results" / "tables.json").read_text())
-    assert [c["model"] for c in record["cells"]] == ["blind_color"] * 3 + ["real_color"]
+    assert [c["model"] for c in record["cells"]] == ["blind_color"] * 5 + ["real_color"]
     assert len({c["psnr"] for c in record["cells"] if c["set"] == "cc"}) == 1
+
+
+def kept(docs: Path) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads((docs / "results" / "tables.json").read_text())["cells"]
+    return cells
+
+
+def test_figures_stay_where_the_folder_has_other_sets(
+    tables: Run, data: Path, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tables() == 0
+    page_before, cells_before = (docs / "results.md").read_text(), kept(docs)
+    other = tmp_path / "other"
+    other.mkdir()
+    (data / "Kodak24").rename(other / "Kodak24")
+    assert tables() == 0
+    assert kept(docs) == cells_before
+    assert (docs / "results.md").read_text() == page_before
+    assert tables("--data", other) == 0
+    assert kept(docs) == cells_before
+    assert (docs / "results.md").read_text() == page_before
+    assert measured(capsys.readouterr().out) == EVERYTHING
+
+
+def test_figures_of_another_edition_stay_beside_the_new_ones(
+    tables: Run, data: Path, models: Path, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tables() == 0
+    page_before, cells_before = (docs / "results.md").read_text(), kept(docs)
+    image = data / "Kodak24" / "kodim24.png"
+    pixels = image.read_bytes()
+    cv2.imwrite(str(image), small(1000))
+    assert tables("--minutes", 0) == 0
+    assert kept(docs) == cells_before
+    assert "**2 of our figures are not measured yet**" in (docs / "results.md").read_text()
+    assert tables() == 0
+    text, both = (docs / "results.md").read_text(), kept(docs)
+    assert [cell for cell in both if cell in cells_before] == cells_before
+    (new,) = (cell for cell in both if cell not in cells_before and cell["sigma"] == 50)
+    rows = [line for line in text.splitlines() if line.startswith("| `blind_color` | **this project** | clip8 |")]
+    assert [f"{new['psnr']:.2f} / {new['ssim']:.3f}" in row for row in rows] == [True]
+    image.write_bytes(pixels)
+    assert tables("--force", "--minutes", 0) == 0
+    assert kept(docs) == both
+    assert (docs / "results.md").read_text() == page_before
+    for kind in ("onnx", "json"):
+        (models / f"blind_color.{kind}").unlink()
+    assert tables() == 0
+    assert kept(docs) == [cell for cell in both if cell["model"] == "real_color"]
 
 
 def test_an_interrupted_run_goes_on(
@@ -176,7 +227,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch.setattr(cells, "evaluate", stopped)
     assert tables() == 130
     assert measured(capsys.readouterr().out) == EVERYTHING[:2]
-    assert not (docs / "results.md").exists()
+    assert "**2 of our figures are not measured yet**" in (docs / "results.md").read_text()
     monkeypatch.setattr(cells, "evaluate", evaluate)
     assert tables() == 0
     assert measured(capsys.readouterr().out) == EVERYTHING[2:]
@@ -205,6 +256,34 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert "expected a model card" in one_error()
     assert sorted(path.name for path in docs.rglob("*")) == ["published.json", "results"]
     assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("tables.json", {"cells": None}, '"cells"'),
+        ("tables.json", {"cells": {"a": 1}}, '"cells"'),
+        ("tables.json", {"cells": [{"model": "blind_color"}]}, '"cells"'),
+        ("tables.json", {"sets": [1]}, '"sets"'),
+        ("published.json", {"ablation": {}}, "'rows'"),
+        ("published.json", {"white": []}, "expected figures"),
+        ("published.json", {"cost": None}, "expected figures"),
+        ("benchmark_cpu.json", {"rows": [{"size": "480x320", "median_ms": 1}]}, "'engine'"),
+        ("benchmark_cpu.json", {"rows": 5}, "expected figures"),
+    ],
+)
+def test_odd_figures_are_one_line_and_change_nothing(
+    tables: Run, docs: Path, one_error: Callable[[], str], name: str, change: dict[str, Any], expected: str
+) -> None:
+    path = docs / "results" / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | change))
+    before = {path: path.read_bytes() for path in docs.rglob("*.*")}
+    assert tables("--minutes", 0) == 2
+    error = one_error()
+    assert name in error
+    assert expected in error
+    assert {path: path.read_bytes() for path in docs.rglob("*.*")} == before
 
 
 def committed(name: str) -> dict[str, Any]:
