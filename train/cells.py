@@ -184,7 +184,7 @@ def _of_models(models_: Sequence[Model], cells: Sequence[Cell]) -> list[Cell]:
     noises = [{"protocol": PAIRS}, *_white_noise()]
 
     def place(cell: Cell) -> tuple[int, str, int]:
-        noise = {name: cell[name] for name in ("protocol", "sigma") if name in cell}
+        noise: Cell = {name: cell[name] for name in ("protocol", "sigma") if name in cell}
         return layouts.index(cell["set"]), cell["set_sha256"], noises.index(noise) if noise in noises else len(noises)
 
     ordered = sorted(cells, key=place)
