@@ -120,6 +120,7 @@ class RunConfig:
     minutes             of this process
     precision           `fp32`, `bf16` or `fp16` (the last on CUDA only) autocast; `auto`: bf16
     threads             CPU threads; 0: PyTorch's choice
+    cuda_graph          whether one process on a GPU runs a step as a CUDA graph (not with fp16)
     validate_every, log_every, checkpoint_every
                         in steps, steps and seconds
     validation_sigmas, validation_crop
@@ -132,6 +133,7 @@ class RunConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int = 0
+    cuda_graph: bool = True
     log_every: int = 100
     validate_every: int = 2000
     validation_sigmas: tuple[float, ...] = (25.0, 50.0)

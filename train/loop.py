@@ -1,5 +1,6 @@
 """The training loop: steps, validation, logs, and checkpoints that resume exactly."""
 
+import copy
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from common.errors import ModelError, OutputError, TrainingError
 from common.files import TEMPORARY, whole_file, write_whole
@@ -25,6 +26,7 @@ from common.padding import pad_to_multiple
 from plugins import cpu_op
 from train.config import TrainConfig
 from train.data import Bank, Draw, Sampler
+from train.graph import GraphedStep
 from train.journal import LOG, Journal, cut_log, opened
 from train.processes import ALONE, Processes
 from train.sadnet import SADNet
@@ -57,30 +59,36 @@ class Trainer:
         last = fabric.device.type == "cuda" or cpu_op.usable()  # around `plugins.reference` it would cost time
         self.order = torch.channels_last if last else torch.contiguous_format  # of images and weights in memory
         self.network.to(memory_format=self.order)  # type: ignore[call-overload]  # not in PyTorch's stubs
-        o = config.optimizer
+        o, cuda = config.optimizer, fabric.device.type == "cuda"
+        self.rate = torch.tensor(o.lr, device=fabric.device)  # a tensor, as a CUDA graph reads it at every step
         kind = torch.optim.AdamW if o.weight_decay else torch.optim.Adam
         optimizer = kind(
-            self.network.parameters(), o.lr, (o.beta1, o.beta2), o.eps, weight_decay=o.weight_decay, fused=True
+            self.network.parameters(),
+            self.rate,
+            (o.beta1, o.beta2),
+            o.eps,
+            weight_decay=o.weight_decay,
+            fused=True,
+            capturable=cuda,
         )
         self.network.to(fabric.device)
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(o.ema)) if o.ema else None
+        self.average = copy.deepcopy(self.network).requires_grad_(False) if o.ema else None
         self.model, self.optimizer = fabric.setup(self.network, optimizer)
+        # a scaled loss (fp16) is looked at by the host, and several processes wait for each other
+        graphed = cuda and config.run.cuda_graph and config.run.precision != "fp16" and processes.size == 1
+        self._update = GraphedStep(self._train_step) if graphed else self._train_step
         self.step = 0
         self.seconds = 0.0  # of training, over all resumptions
         self.best = -math.inf  # validation PSNR of WEIGHTS
         self.validated = 0  # the last step that was
-        self.losses: list[torch.Tensor] = []  # since the last log; this process's own, after the first `shared`
+        self.losses: list[Tensor] = []  # since the last log; this process's own, after the first `shared`
         self.shared = 0
         self.journal: Journal | None = None  # the first process's, while it runs
 
     @property
     def released(self) -> SADNet:
         """The network that is validated and released: the moving average where there is one."""
-        if self.ema is None or not int(self.ema.n_averaged):
-            return self.network
-        module = self.ema.module
-        assert isinstance(module, SADNet)
-        return module
+        return self.network if self.average is None else self.average
 
     def run(self) -> bool:
         """Train until a budget is spent (True), or Ctrl-C or SIGTERM asks to stop (False); the state is saved then.
@@ -148,15 +156,16 @@ class Trainer:
             if self.journal:
                 self.journal.record(self.step, self.seconds, **values)
 
-    def train_once(self, draws: list[Draw], crops: torch.Tensor) -> None:
+    def train_once(self, draws: list[Draw], crops: Tensor) -> None:
         """One step, on the host's part of its batch."""
-        self.losses.append(self._train_step(*self.sampler.batch(draws, self._upload(crops))))
+        noisy, clean = self.sampler.batch(draws, self._upload(crops))
+        self.rate.fill_(self.config.optimizer.rate(self.step))
+        self.losses.append(self._update(noisy, clean))
         self.step += 1
 
-    def _train_step(self, noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    def _train_step(self, noisy: Tensor, clean: Tensor) -> Tensor:
+        """Weights, moments and average after one more batch; its loss. `GraphedStep` says what may not stand here."""
         o = self.config.optimizer
-        for group in self.optimizer.param_groups:
-            group["lr"] = o.rate(self.step)
         denoised = self.model(noisy.contiguous(memory_format=self.order)).float()
         loss = F.mse_loss(denoised, clean) if o.loss == "l2" else F.l1_loss(denoised, clean)
         self.optimizer.zero_grad()
@@ -164,11 +173,12 @@ class Trainer:
         if o.clip_norm:
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=o.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.network)
+        if self.average is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - o.ema)
         return loss.detach()
 
-    def _upload(self, crops: torch.Tensor) -> torch.Tensor:
+    def _upload(self, crops: Tensor) -> Tensor:
         if self.fabric.device.type == "cuda":
             return crops.pin_memory().to(self.fabric.device, non_blocking=True)
         return crops
@@ -256,7 +266,7 @@ class Trainer:
         state = {
             "config": self.config.as_dict(),
             "network": self.network.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "ema": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "step": self.step,
@@ -275,8 +285,8 @@ class Trainer:
         """Continue from a checkpoint's state, as if the run had not stopped."""
         try:
             self.network.load_state_dict(state["network"])
-            if self.ema is not None and state["ema"] is not None:
-                self.ema.load_state_dict(state["ema"])
+            if self.average is not None:
+                self.average.load_state_dict(state["ema"] or state["network"])
             groups = self.optimizer.param_groups
             own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
             self.optimizer.load_state_dict(state["optimizer"])
@@ -295,11 +305,11 @@ class Trainer:
         self.losses = [torch.tensor(loss, device=self.fabric.device) for loss in state.get("losses", [])]
         self.shared = len(self.losses)
 
-    def begin_at(self, released: dict[str, torch.Tensor], source: str) -> None:
+    def begin_at(self, released: dict[str, Tensor], source: str) -> None:
         """Begin a new run at released weights. Raises ModelError, which names `source`, where they do not fit."""
         load_state(self.network, released, source)
-        if self.ema is not None:
-            load_state(self.ema.module, released, source)
+        if self.average is not None:
+            load_state(self.average, released, source)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
