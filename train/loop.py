@@ -1,7 +1,6 @@
 """The training loop: steps, validation, logs, and checkpoints that resume exactly."""
 
 import copy
-import io
 import json
 import math
 import signal
@@ -18,12 +17,13 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from common.errors import ModelError, OutputError, TrainingError
-from common.files import TEMPORARY, whole_file, write_whole
+from common.errors import OutputError, TrainingError
+from common.files import TEMPORARY, write_whole
 from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from plugins import cpu_op
+from train.checkpoint import CHECKPOINT, write_checkpoint
 from train.config import TrainConfig
 from train.data import Bank, Draw, Sampler
 from train.graph import GraphedStep
@@ -33,7 +33,6 @@ from train.sadnet import SADNet
 from train.validation import Noise, held_out, noise_name, validation_noises
 from train.weights import load_state, save_weights
 
-CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
 
@@ -76,6 +75,7 @@ class Trainer:
         self.model, self.optimizer = fabric.setup(self.network, optimizer)
         # a scaled loss (fp16) is looked at by the host, and several processes wait for each other
         graphed = cuda and config.run.cuda_graph and config.run.precision != "fp16" and processes.size == 1
+        self.feed = torch.cuda.Stream(fabric.device) if cuda else None
         self._update = GraphedStep(self._train_step) if graphed else self._train_step
         self.step = 0
         self.seconds = 0.0  # of training, over all resumptions
@@ -158,7 +158,7 @@ class Trainer:
 
     def train_once(self, draws: list[Draw], crops: Tensor) -> None:
         """One step, on the host's part of its batch."""
-        noisy, clean = self.sampler.batch(draws, self._upload(crops))
+        noisy, clean = self._prepared(draws, crops)
         self.rate.fill_(self.config.optimizer.rate(self.step))
         self.losses.append(self._update(noisy, clean))
         self.step += 1
@@ -178,10 +178,18 @@ class Trainer:
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - o.ema)
         return loss.detach()
 
-    def _upload(self, crops: Tensor) -> Tensor:
-        if self.fabric.device.type == "cuda":
-            return crops.pin_memory().to(self.fabric.device, non_blocking=True)
-        return crops
+    def _prepared(self, draws: list[Draw], crops: Tensor) -> tuple[Tensor, Tensor]:
+        """The sampler's batch. A GPU makes it on a stream of its own, so that the host, which waits for the transfers,
+        does not wait for the step before."""
+        if self.feed is None:
+            return self.sampler.batch(draws, crops)
+        current = torch.cuda.current_stream()
+        with torch.cuda.stream(self.feed):
+            noisy, clean = self.sampler.batch(draws, crops.pin_memory().to(self.fabric.device, non_blocking=True))
+        current.wait_stream(self.feed)
+        for tensor in (noisy, clean):
+            tensor.record_stream(current)
+        return noisy, clean
 
     def _mean(self) -> float:
         """Mean over all processes of the losses since the last log. NaN stops the run before a checkpoint sees it."""
@@ -275,11 +283,7 @@ class Trainer:
             "validated": self.validated,
             "losses": [float(loss) for loss in self.losses],
         }
-        # by way of memory: torch.save to a path hides a full disk behind a RuntimeError
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with whole_file(self.folder / CHECKPOINT, overwrite=True) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        write_checkpoint(self.folder, state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state, as if the run had not stopped."""
@@ -310,21 +314,6 @@ class Trainer:
         load_state(self.network, released, source)
         if self.average is not None:
             load_state(self.average, released, source)
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The state in a run's folder. Raises ModelError where there is none or it is damaged."""
-    path = folder / CHECKPOINT
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"config", "network", "ema", "optimizer", "precision", "step", "seconds", "best"} <= state.keys():
-            raise ValueError(f"only {', '.join(map(str, state))}")
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: expected a checkpoint of train/run.py, found no such file") from error
-    except Exception as error:  # torch.load raises whatever the damaged pickle makes it
-        text = f"{path}: expected a checkpoint of train/run.py, found a file that does not load: {error}"
-        raise ModelError(text) from error
-    return state
 
 
 @contextmanager

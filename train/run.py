@@ -29,11 +29,12 @@ with cli.needs("dev", __name__):
     from lightning_fabric import Fabric
 
     from train import config as configuration
+    from train.checkpoint import CHECKPOINT, read_checkpoint
     from train.config import TrainConfig
     from train.data import Bank, open_bank, split
     from train.datasets import absolute, examples
     from train.journal import LOG
-    from train.loop import CARD, CHECKPOINT, WEIGHTS, Trainer, read_checkpoint
+    from train.loop import CARD, WEIGHTS, Trainer
     from train.processes import Processes, joined
     from train.weights import load_weights
 

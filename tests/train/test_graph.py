@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from train import loop
+from train.checkpoint import read_checkpoint
 from train.config import TrainConfig, from_dict
 from train.data import Bank
 from train.graph import WARM_UP, GraphedStep
-from train.loop import Trainer, read_checkpoint
+from train.loop import Trainer
 from train.processes import ALONE
 from train.run import make_fabric
 

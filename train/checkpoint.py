@@ -1,0 +1,36 @@
+"""A run's checkpoint on disk: everything that the run needs to go on."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import ModelError
+from common.files import whole_file
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write it whole or not at all; the old one stands otherwise. Raises OSError where the disk is full, say."""
+    # by way of memory: torch.save to a path hides a full disk behind a RuntimeError
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with whole_file(folder / CHECKPOINT, overwrite=True) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state in a run's folder. Raises ModelError where there is none or it is damaged."""
+    path = folder / CHECKPOINT
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"config", "network", "ema", "optimizer", "precision", "step", "seconds", "best"} <= state.keys():
+            raise ValueError(f"only {', '.join(map(str, state))}")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: expected a checkpoint of train/run.py, found no such file") from error
+    except Exception as error:  # torch.load raises whatever the damaged pickle makes it
+        text = f"{path}: expected a checkpoint of train/run.py, found a file that does not load: {error}"
+        raise ModelError(text) from error
+    return state
