@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.errors import DependencyError, SadnetError
 from common.files import whole_file
-from plugins import op
+from plugins import cuda_sampling, op
 
 SOURCE = Path(__file__).with_name("cpu_kernel.cpp")
 BUILD = Path(__file__).resolve().parent.parent / "build" / "cpu_kernel"
@@ -57,9 +57,13 @@ def sample(x: Tensor, offset_mask: Tensor, offset_groups: int) -> Tensor:
     return columns
 
 
-def usable_for(*tensors: Tensor) -> bool:
-    """Whether `modulated_deform_conv2d` takes these tensors, x first, on this machine."""
-    return all(t.device.type == "cpu" for t in tensors) and tensors[0].dtype in TYPES and usable()
+def usable_for(x: Tensor, *others: Tensor, offset_groups: int) -> bool:
+    """Whether `modulated_deform_conv2d` takes these tensors on this machine."""
+    if any(t.device != x.device for t in others):
+        return False
+    if x.is_cuda:
+        return cuda_sampling.usable_for(x, offset_groups)
+    return x.device.type == "cpu" and x.dtype in TYPES and usable()
 
 
 def usable() -> bool:
@@ -68,9 +72,9 @@ def usable() -> bool:
 
 
 # Ops of PyTorch's, so that what traces or only sizes up a network sees shapes instead of memory that is not there.
-@torch.library.custom_op("sadnet::cpu_sample", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sadnet::sample", mutates_args=())
 def _sample(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
-    x, offset_mask = (t.contiguous(memory_format=torch.channels_last) for t in (x, offset_mask))
+    x, offset_mask = (_last(t) for t in (x, offset_mask))
     n, c, h, w = x.shape
     columns = x.new_empty(n * h * w, c * op.TAPS)
     _call("sadnet_sample", groups, x, offset_mask, columns)
@@ -83,12 +87,16 @@ def _(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
     return x.new_empty(n * h * w, c * op.TAPS)
 
 
-@torch.library.custom_op("sadnet::cpu_sample_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sadnet::sample_backward", mutates_args=())
 def _sample_backward(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    x, offset_mask = (t.contiguous(memory_format=torch.channels_last) for t in (x, offset_mask))
+    x, offset_mask = (_last(t) for t in (x, offset_mask))
     n, c, h, w = x.shape
-    grad_x = torch.zeros(n, groups, h, w, c // groups, dtype=torch.float32)
     grad_offset_mask = torch.empty_like(offset_mask)
+    if x.is_cuda:
+        grad_x = torch.zeros_like(x, dtype=torch.float32)
+        _call("sadnet_sample_backward", groups, x, offset_mask, grad.contiguous(), grad_x, grad_offset_mask)
+        return grad_x.to(x.dtype), grad_offset_mask
+    grad_x = torch.zeros(n, groups, h, w, c // groups, dtype=torch.float32)
     _call("sadnet_sample_backward", groups, x, offset_mask, grad.contiguous(), grad_x, grad_offset_mask)
     planes = grad_x.to(x.dtype).permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
     return planes, grad_offset_mask
@@ -98,6 +106,12 @@ def _sample_backward(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) 
 def _(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     order = torch.channels_last
     return torch.empty_like(x, memory_format=order), torch.empty_like(offset_mask, memory_format=order)
+
+
+def _last(t: Tensor) -> Tensor:
+    """t, channels last, at an address that vectors can be read from."""
+    t = t.contiguous(memory_format=torch.channels_last)
+    return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -115,6 +129,9 @@ _sample.register_autograd(_backward, setup_context=_setup_context)
 def _call(name: str, groups: int, x: Tensor, *tensors: Tensor) -> None:
     n, c, h, w = x.shape
     if not x.numel():
+        return
+    if x.is_cuda:
+        cuda_sampling.run(name, groups, x, *tensors)
         return
     half = x.dtype == torch.bfloat16
     numbers = (int(half), torch.get_num_threads(), n, h, w, groups, c // groups)

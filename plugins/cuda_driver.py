@@ -46,15 +46,18 @@ def launch(
     n, _, h, w = x.shape
     if x.device.type != "cuda":
         raise InputError(f"{op.NAME}: expected tensors on a CUDA device, found them on {x.device}")
-    driver = _driver()
     with torch.cuda.device(x.device):
-        _bind(x.device.index)
+        bind(x.device.index)
         function = _function(kernel, x.device.index)
         stream = torch.cuda.current_stream().cuda_stream
-        status, *_ = driver.cuLaunchKernel(
-            function, *kernel.grid(n, h, w), kernel.threads, 1, 1, 0, stream, arguments, 0
-        )
-    check(status, f"launch {kernel.source} for {n} images of {h} x {w}")
+        what = f"{kernel.source} for {n} images of {h} x {w}"
+        queue(function, kernel.grid(n, h, w), kernel.threads, stream, arguments, what)
+
+
+def queue(function: Any, grid: tuple[int, int, int], threads: int, stream: int, arguments: Any, what: str) -> None:
+    """Launch a function of the current context. arguments: values and their types. Raises LaunchError."""
+    status, *_ = _driver().cuLaunchKernel(function, *grid, threads, 1, 1, 0, stream, arguments, 0)
+    check(status, f"launch {what}")
 
 
 def pack(
@@ -143,20 +146,26 @@ def usable(device: torch.device) -> bool:
 def _function(kernel: launches.Kernel, device: int) -> Any:
     """The kernel loaded on a device, whose context is current; it stays for as long as the process does."""
     number = nvrtc.capability(*torch.cuda.get_device_capability(device))
-    arch = nvrtc.architecture(number)
-    compiled = nvrtc.compile_kernel(kernel, arch)
+    compiled = nvrtc.compile_kernel(kernel, nvrtc.architecture(number))
+    return functions(compiled, number, (launches.ENTRY,))[launches.ENTRY]
+
+
+def functions(compiled: nvrtc.Compiled, number: int, names: Sequence[str]) -> dict[str, Any]:
+    """Functions by name, loaded into the current context, of a GPU of capability `number`. Raises LaunchError."""
     driver = _driver()
     # A graph may be on its way, which loading is no part of.
     relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     status, mode = driver.cuThreadExchangeStreamCaptureMode(relaxed)
     check(status, "set the capture mode")
     try:
-        module = load(compiled.cubin if arch == number else compiled.ptx, kernel.source)
-        status, function = driver.cuModuleGetFunction(module, launches.ENTRY.encode())
-        check(status, f"find {launches.ENTRY} in {kernel.source}")
+        module = load(compiled.cubin if compiled.arch == number else compiled.ptx, compiled.source)
+        found = {}
+        for name in names:
+            status, found[name] = driver.cuModuleGetFunction(module, name.encode())
+            check(status, f"find {name} in {compiled.source}")
     finally:
         driver.cuThreadExchangeStreamCaptureMode(mode)
-    return function
+    return found
 
 
 def load(image: bytes, name: str) -> Any:
@@ -178,7 +187,7 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _bind(device: int) -> None:
+def bind(device: int) -> None:
     """Make the device's context this thread's, as PyTorch does, but not before a thread's first work of its own."""
     driver = _driver()
     status, context = driver.cuCtxGetCurrent()

@@ -149,6 +149,13 @@ def teacher(layer: Layer, precision: Precision) -> Kernel:
     return Kernel("plain.cu", _macros(layer, precision), 128, 128, 1, 1, layer.outputs)
 
 
+def training(kind: str, offset_groups: int, width: int) -> Kernel:
+    """The sampling of training, forward and backward (`plugins/cuda_sampling.py`): a type of CUDA's, and how many
+    channels an offset group has. A block takes so many samples, wherever they are."""
+    macros = ("SADNET_TYPE", kind), ("SADNET_GROUPS", str(offset_groups)), ("SADNET_WIDTH", str(width))
+    return Kernel("training.cu", macros, 256, 1, 1, 1, 1)
+
+
 LINEAR_PIXELS = {32: (32, 8), 64: (32, 4)}
 """Pixels across and down of a block of linear.cu, by the outputs that it computes (its SADNET_OUTPUTS)."""
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from common import cli
 from common.errors import DependencyError, InputError, SadnetError
-from plugins import launch
+from plugins import launch, op
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 """Compute capabilities, times ten, from Turing to Blackwell."""
@@ -150,6 +150,10 @@ def every_kernel() -> Iterator[tuple[str, launch.Kernel]]:
         for outputs in launch.LINEAR_PIXELS:
             (kernel,) = launch.kernels(launch.Layer(outputs, outputs), precision, "linear")
             yield f"linear.cu {precision} {outputs} outputs", kernel
+    for kind in ("float", "__half", "__nv_bfloat16"):
+        for channels in SADNET_CHANNELS:
+            width = channels // op.OFFSET_GROUPS
+            yield f"training.cu {kind} {channels}", launch.training(kind, op.OFFSET_GROUPS, width)
     for layer in (*(launch.Layer(channels, channels) for channels in SADNET_CHANNELS), *OTHER_LAYERS):
         for tile, kernel in zip(launch.tiles(layer), launch.kernels(layer, "fp16", "hwc8"), strict=True):
             yield f"fused.cu {layer.channels}-{layer.outputs}, {layer.offset_groups} groups, {tile.label}", kernel

@@ -32,7 +32,8 @@ def modulated_deform_conv2d(
     """
     tensors = (x, offset_mask, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling():
-        form = cpu_op.modulated_deform_conv2d if cpu_op.usable_for(*tensors) else _differentiable
+        usable = cpu_op.usable_for(*tensors, offset_groups=offset_groups)
+        form = cpu_op.modulated_deform_conv2d if usable else _differentiable
         return form(*tensors, offset_groups, negative_slope)
     y: Tensor = _node(*tensors, offset_groups, negative_slope)
     return y
@@ -74,7 +75,8 @@ def _node(
         return x.new_empty(shape)
     if x.is_cuda and x.dtype in PRECISIONS and cuda_driver.usable(x.device):
         return kernel_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
-    form = cpu_op.modulated_deform_conv2d if cpu_op.usable_for(x, offset_mask, weight, bias) else _differentiable
+    usable = not x.is_cuda and cpu_op.usable_for(x, offset_mask, weight, bias, offset_groups=offset_groups)
+    form = cpu_op.modulated_deform_conv2d if usable else _differentiable
     y = _in_type_of_x(form, x, offset_mask, weight, bias, offset_groups, negative_slope)
     return y.contiguous(memory_format=_order(x, weight))
 

@@ -216,4 +216,4 @@ def _report(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(app, several=("--data",))
+    cli.run(app, several=("--data", "--set"))

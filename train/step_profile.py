@@ -32,12 +32,19 @@ with cli.needs("dev", __name__):
 
 KINDS = {
     "sampling, backward": (
-        "cpu_sample_backward",
+        "sadnet::sample_backward",
+        "sadnet_sample_backward",
         "grid_sampler_2d_backward",
         "deform_conv2d_backward",
         "deformable_col2im",
     ),
-    "sampling, forward": ("cpu_sample", "grid_sampler", "deform_conv2d", "deformable_im2col"),
+    "sampling, forward": (
+        "sadnet::sample",
+        "sadnet_sample",
+        "grid_sampler",
+        "deform_conv2d",
+        "deformable_im2col",
+    ),
     "convolutions, backward": ("convolution_backward", "dgrad", "wgrad"),
     "convolutions, forward": ("conv", "winograd", "implicit"),
     "matrix products": ("mm", "gemm"),

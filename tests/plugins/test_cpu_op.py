@@ -212,7 +212,7 @@ def test_the_ops_pass_pytorchs_own_checks() -> None:
 @NEEDS_KERNEL
 def test_other_devices_and_empty_batches() -> None:
     x, offset_mask, weight, bias = (t.float() for t in tensors(1, 4, 5, 8, 4, 8))
-    assert not cpu_op.usable_for(x, offset_mask.to("meta"), weight, bias)
+    assert not cpu_op.usable_for(x, offset_mask.to("meta"), weight, bias, offset_groups=8)
     x, offset_mask = (t[:0].requires_grad_() for t in (x, offset_mask))
     y = cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias)
     assert y.shape == (0, 8, 4, 5)
