@@ -60,6 +60,7 @@ KNOWN = {
     "NVIDIA GeForce RTX 3090": Rates(936e9, 71e12, "data sheet"),
     "NVIDIA GeForce RTX 4090": Rates(1008e9, 165e12, "data sheet"),
     "NVIDIA GeForce RTX 5090": Rates(1792e9, 210e12, "data sheet"),
+    "NVIDIA H100 80GB HBM3": Rates(3350e9, 990e12, "data sheet"),
     "NVIDIA H200": Rates(4800e9, 990e12, "data sheet"),
 }
 
