@@ -42,7 +42,7 @@ def gpu(device: int | None = None) -> Gpu:
     wanted = driver.CUdevice_attribute
     _, major = driver.cuDeviceGetAttribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, found[1])
     _, minor = driver.cuDeviceGetAttribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, found[1])
-    return Gpu(name.rstrip(b"\0").decode(), f"{major}.{minor}")
+    return Gpu(name.partition(b"\0")[0].decode(), f"{major}.{minor}")  # what follows is anything
 
 
 def cpu_name() -> str:

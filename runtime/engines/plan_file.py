@@ -73,6 +73,8 @@ class PlanFile:
         engine = trt.Runtime(trt_logger).deserialize_cuda_engine(self.path.read_bytes())
         if engine is None:
             reason = log.failure(f"cannot load {self.path}")
+            if "does not support this compute capability" in str(reason):  # an H100's, for one
+                raise ModelError(f"{reason}; use --backend tensorrt, or the model's .safetensors or .onnx file")
             raise ModelError(f"{reason}; {rebuild(self.path, self.sidecar, here=True)}")
         return engine
 

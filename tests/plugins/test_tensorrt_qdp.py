@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from common.errors import DependencyError, InputError, ModelError
+from common.machine import gpu
 from plugins import launch, nvrtc, op
 from plugins.launch import Layer, Layout, Precision
 from tests.plugins.tensorrt_build import (
@@ -226,10 +227,11 @@ class TestWhereItIsBuilt:
         monkeypatch.setattr(driver, "cuInit", lambda _: (0,))
         monkeypatch.setattr(driver, "cuCtxGetDevice", lambda: (0, "second") if current else none)
         monkeypatch.setattr(driver, "cuDeviceGet", lambda _: (0, "first"))
-        monkeypatch.setattr(driver, "cuDeviceGetName", lambda *_: (0, b"GPU\0"))
+        monkeypatch.setattr(driver, "cuDeviceGetName", lambda *_: (0, b"GPU\0\0rubbish"))
         monkeypatch.setattr(driver, "cuDeviceGetAttribute", lambda kind, device: (0, capabilities[device, kind]))
         qdp.register()
         assert qdp.target() == (120 if current else 75)
+        assert gpu().name == "GPU"
 
     def test_no_driver_and_no_gpu_are_one_line(self, qdp: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         driver = importlib.import_module("cuda.bindings.driver")

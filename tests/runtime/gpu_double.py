@@ -375,7 +375,7 @@ def library(world: World, network: Network, *, version: str = VERSION) -> Module
                 self.logger.log(SimpleNamespace(name=severity), text)
 
             if not data.startswith(b"{"):
-                log("ERROR", "a magic number that is not the library's")
+                log("ERROR", data.decode())
                 return None
             engine = CudaEngine(world, json.loads(data), network, log)
             vars(module)["engines"].append(engine)

@@ -175,10 +175,18 @@ def test_library_and_gpu_are_asked_for(plan: Path) -> None:
             open_plan(plan)
 
 
-def test_what_the_library_refuses_is_told(plan: Path) -> None:
-    plan.write_bytes(b"something else")
-    change(plan_sha256=hashlib.sha256(b"something else").hexdigest())(plan)
-    with machine(World()), pytest.raises(ModelError, match=r"cannot load .*a\.plan: a magic number .*; build it again"):
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("a magic number of another library", "build it again"),
+        # TensorRT-RTX 1.7 on an H100
+        ("TensorRT-RTX does not support this compute capability, so", r"use --backend tensorrt, or the model's"),
+    ],
+)
+def test_what_the_library_refuses_is_told(plan: Path, reason: str, advice: str) -> None:
+    plan.write_text(reason)  # the double's library says what it finds
+    change(plan_sha256=hashlib.sha256(reason.encode()).hexdigest())(plan)
+    with machine(World()), pytest.raises(ModelError, match=rf"cannot load .*a\.plan: {reason}.*; {advice}"):
         open_engine(plan)
 
 
