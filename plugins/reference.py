@@ -1,7 +1,7 @@
 """The op in plain, differentiable PyTorch: the specification that every other form is tested against.
 
 All taps of all offset groups are sampled by one `grid_sample`: in a training step on a CPU this is about 3x faster
-than torchvision's `deform_conv2d`, 5x under bfloat16 autocast. `plugins.cpu_op` is faster still.
+than torchvision's `deform_conv2d`, 5x under bfloat16 autocast. `plugins.training_op` is faster still.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
 
-On CPU tensors `plugins.cpu_op` computes it where it can, or else `plugins.reference`. On CUDA tensors the node runs our
-kernels in fp32 and fp16. In training, and where our kernels cannot be compiled for the GPU, torchvision's does it,
-which is always fed fp32: its half-precision kernel computes sampling coordinates in half.
+In training `plugins.training_op` computes it where it can. The node runs the same on CPU tensors, and on CUDA tensors
+our kernels in fp32 and fp16. What remains is `plugins.reference`'s on a CPU, and torchvision's on a GPU, which is always
+fed fp32: its half-precision kernel computes sampling coordinates in half.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
-from plugins import cpu_op, cuda_driver, launch, op, reference
+from plugins import cuda_driver, launch, op, reference, training_op
 
 
 def modulated_deform_conv2d(
@@ -32,8 +32,8 @@ def modulated_deform_conv2d(
     """
     tensors = (x, offset_mask, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling():
-        usable = cpu_op.usable_for(*tensors, offset_groups=offset_groups)
-        form = cpu_op.modulated_deform_conv2d if usable else _differentiable
+        usable = training_op.usable_for(*tensors, offset_groups=offset_groups)
+        form = training_op.modulated_deform_conv2d if usable else _differentiable
         return form(*tensors, offset_groups, negative_slope)
     y: Tensor = _node(*tensors, offset_groups, negative_slope)
     return y
@@ -75,8 +75,8 @@ def _node(
         return x.new_empty(shape)
     if x.is_cuda and x.dtype in PRECISIONS and cuda_driver.usable(x.device):
         return kernel_form(x, offset_mask, weight, bias, offset_groups, negative_slope)
-    usable = not x.is_cuda and cpu_op.usable_for(x, offset_mask, weight, bias, offset_groups=offset_groups)
-    form = cpu_op.modulated_deform_conv2d if usable else _differentiable
+    usable = not x.is_cuda and training_op.usable_for(x, offset_mask, weight, bias, offset_groups=offset_groups)
+    form = training_op.modulated_deform_conv2d if usable else _differentiable
     y = _in_type_of_x(form, x, offset_mask, weight, bias, offset_groups, negative_slope)
     return y.contiguous(memory_format=_order(x, weight))
 

@@ -22,7 +22,7 @@ from common.files import TEMPORARY, write_whole
 from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
-from plugins import cpu_op
+from plugins import cpu_sampling
 from train.checkpoint import CHECKPOINT, write_checkpoint
 from train.config import TrainConfig
 from train.data import Bank, Draw, Sampler
@@ -55,7 +55,7 @@ class Trainer:
         self.sampler = Sampler(training, config.data, config.noise, config.run.seed, config.camera, share)
         torch.manual_seed(config.run.seed)
         self.network = SADNet(config.model)
-        last = fabric.device.type == "cuda" or cpu_op.usable()  # around `plugins.reference` it would cost time
+        last = fabric.device.type == "cuda" or cpu_sampling.usable()  # around `plugins.reference` it would cost time
         self.order = torch.channels_last if last else torch.contiguous_format  # of images and weights in memory
         self.network.to(memory_format=self.order)  # type: ignore[call-overload]  # not in PyTorch's stubs
         o, cuda = config.optimizer, fabric.device.type == "cuda"

@@ -1,4 +1,4 @@
-// The sampling of plugins/op.py, forward and backward, for plugins/training_kernel.py: what cpu_kernel.cpp is on a CPU.
+// The sampling of plugins/op.py, forward and backward, for plugins/cuda_sampling.py: what cpu_sampling.cpp is on a CPU.
 //
 // Everything is channels last. A pixel's samples of one offset group lie together in `columns` (N, H*W, G, 9, C/G), so
 // that the sum over taps is one matrix product. One thread: one pixel, offset group and tap. Interpolation is in fp32,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from plugins import cpu_op
+from plugins import cpu_sampling
 from train.loop import Trainer
 
 Train = Callable[..., int]
@@ -195,7 +195,7 @@ def test_the_optimizer_goes_on_in_another_order_in_memory(
     before = state(halfway)["network"]
     for usable in (True, False):
         with monkeypatch.context() as patch:
-            patch.setattr(cpu_op, "usable", lambda usable=usable: usable)
+            patch.setattr(cpu_sampling, "usable", lambda usable=usable: usable)
             folder = shutil.copytree(halfway, tmp_path / str(usable))
             assert train("--resume", folder, "--set", "run.steps=4") == 0
         after = state(folder)["network"]

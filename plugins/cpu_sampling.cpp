@@ -1,4 +1,4 @@
-// The sampling of plugins/op.py on a CPU, forward and backward, for plugins/cpu_op.py.
+// The sampling of plugins/op.py on a CPU, forward and backward, for plugins/cpu_sampling.py.
 //
 // Everything is channels last. A pixel's samples of one offset group lie together in `columns`
 // (N, H*W, G, 9, C/G), so that the sum over taps is one matrix product and each group of channels is read and

@@ -1,4 +1,4 @@
-"""The CPU kernel of training against the specification in double precision, and what runs where it cannot be made."""
+"""The op as training runs it on a CPU, against the specification in double precision, and what runs in its place."""
 
 import math
 import warnings
@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plugins import cpu_op, op, reference
+from plugins import cpu_sampling, op, reference, training_op
 from plugins.torch_op import modulated_deform_conv2d
 
-NEEDS_KERNEL = pytest.mark.skipif(not cpu_op.usable(), reason="no g++ here: apt-get install g++")
+NEEDS_KERNEL = pytest.mark.skipif(not cpu_sampling.usable(), reason="no g++ here: apt-get install g++")
 Form = Callable[..., Tensor]
 
 
@@ -62,7 +62,7 @@ def test_agrees_with_the_specification(n: int, h: int, w: int, groups: int, widt
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = computed(cpu_op.modulated_deform_conv2d, inputs, groups, torch.float32, 0.2)
+        found = computed(training_op.modulated_deform_conv2d, inputs, groups, torch.float32, 0.2)
     finally:
         torch.set_num_threads(before)
     for name, a, b in zip(("y", "x", "offset_mask", "weight", "bias"), expected, found, strict=True):
@@ -75,7 +75,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_pytorch_does(channels: int, side
     """On the layers of SADNet without their activation, whose derivative jumps; both against double precision."""
     inputs = rounded(tensors(2, side, side + 3, 8, channels // 8, channels), torch.bfloat16)
     expected = computed(reference.modulated_deform_conv2d, inputs, 8, torch.float64, 1.0)
-    ours = computed(cpu_op.modulated_deform_conv2d, inputs, 8, torch.bfloat16, 1.0)
+    ours = computed(training_op.modulated_deform_conv2d, inputs, 8, torch.bfloat16, 1.0)
     pytorchs = computed(reference.modulated_deform_conv2d, inputs, 8, torch.bfloat16, 1.0)
     for name, exact, a, b in zip(("y", "x", "offset_mask", "weight", "bias"), expected, ours, pytorchs, strict=True):
         ours_off, pytorch_off = ((t - exact).abs() for t in (a, b))
@@ -93,7 +93,7 @@ def test_threads_change_no_bit() -> None:
     for threads in (1, 3):
         torch.set_num_threads(threads)
         x, offset_mask = (t.float().requires_grad_() for t in inputs[:2])
-        columns = cpu_op.sample(x, offset_mask, 8)
+        columns = training_op.sample(x, offset_mask, 8)
         results.append((columns, *torch.autograd.grad(columns.square().sum(), (x, offset_mask))))
     torch.set_num_threads(before)
     for one, three in zip(*results, strict=True):
@@ -103,12 +103,12 @@ def test_threads_change_no_bit() -> None:
 @NEEDS_KERNEL
 def test_order_in_memory_does_not_matter() -> None:
     x, offset_mask, weight, bias = (t.float() for t in tensors(2, 6, 7, 8, 4, 16))
-    expected = cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias)
+    expected = training_op.modulated_deform_conv2d(x, offset_mask, weight, bias)
     assert expected.is_contiguous(memory_format=torch.channels_last)
     wider = torch.zeros(2, 40, 6, 9)
     wider[:, 4:36, :, 1:8] = x
     for form in (x.contiguous(memory_format=torch.channels_last), wider[:, 4:36, :, 1:8]):
-        assert torch.equal(cpu_op.modulated_deform_conv2d(form, offset_mask, weight, bias), expected)
+        assert torch.equal(training_op.modulated_deform_conv2d(form, offset_mask, weight, bias), expected)
 
 
 @NEEDS_KERNEL
@@ -117,7 +117,7 @@ def test_places_that_are_no_places_are_outside(place: float) -> None:
     x, offset_mask, weight, bias = (t.float() for t in tensors(1, 5, 6, 8, 4, 8))
     offset_mask[:, : op.offset_channels(8)] = place
     offset_mask.requires_grad_()
-    y = cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias, negative_slope=1.0)
+    y = training_op.modulated_deform_conv2d(x, offset_mask, weight, bias, negative_slope=1.0)
     assert torch.equal(y, bias[None, :, None, None].expand_as(y))
     y.sum().backward()
     assert offset_mask.grad is not None
@@ -134,7 +134,7 @@ def test_borders_fade_to_zero() -> None:
             offset_mask = torch.zeros(1, 216, 1, 1)
             offset_mask[:, axis : op.offset_channels(8) : 2] = offset
             offset_mask[:, op.offset_channels(8) :] = 40  # the mask is 1
-            assert cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias).item() == pytest.approx(expected)
+            assert training_op.modulated_deform_conv2d(x, offset_mask, weight, bias).item() == pytest.approx(expected)
 
 
 @NEEDS_KERNEL
@@ -150,11 +150,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty place for compiled kernels; a folder that is the whole PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    monkeypatch.setattr(cpu_op, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(cpu_sampling, "BUILD", tmp_path / "build")
     monkeypatch.setenv("PATH", str(programs))
-    cpu_op._library.cache_clear()
+    cpu_sampling._library.cache_clear()
     yield programs
-    cpu_op._library.cache_clear()
+    cpu_sampling._library.cache_clear()
 
 
 def warned_once() -> str:
@@ -180,7 +180,7 @@ def test_a_compiler_that_fails_leaves_nothing(fresh: Path) -> None:
     script.write_text("#!/bin/sh\necho 'g++: error: unrecognized option' >&2\nexit 1\n")
     script.chmod(0o755)
     assert "g++: error: unrecognized option" in warned_once()
-    assert not list(cpu_op.BUILD.rglob("*"))
+    assert not list(cpu_sampling.BUILD.rglob("*"))
 
 
 def test_a_compiler_that_speaks_another_code(fresh: Path) -> None:
@@ -192,29 +192,29 @@ def test_a_compiler_that_speaks_another_code(fresh: Path) -> None:
 
 @NEEDS_KERNEL
 def test_a_damaged_library_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cpu_op, "BUILD", tmp_path)
-    cpu_op._library.cache_clear()
-    path = tmp_path / f"{cpu_op._key()}.so"
+    monkeypatch.setattr(cpu_sampling, "BUILD", tmp_path)
+    cpu_sampling._library.cache_clear()
+    path = tmp_path / f"{cpu_sampling._key()}.so"
     path.write_bytes(b"")
     try:
-        assert cpu_op.usable()
+        assert cpu_sampling.usable()
         assert path.stat().st_size > 1000
     finally:
-        cpu_op._library.cache_clear()
+        cpu_sampling._library.cache_clear()
 
 
 @NEEDS_KERNEL
 def test_the_ops_pass_pytorchs_own_checks() -> None:
     x, offset_mask = (t.float() for t in tensors(2, 3, 4, 2, 3, 5)[:2])
-    torch.library.opcheck(cpu_op._sample, (x.requires_grad_(), offset_mask.requires_grad_(), 2))
+    torch.library.opcheck(training_op._sample, (x.requires_grad_(), offset_mask.requires_grad_(), 2))
 
 
 @NEEDS_KERNEL
 def test_other_devices_and_empty_batches() -> None:
     x, offset_mask, weight, bias = (t.float() for t in tensors(1, 4, 5, 8, 4, 8))
-    assert not cpu_op.usable_for(x, offset_mask.to("meta"), weight, bias, offset_groups=8)
+    assert not training_op.usable_for(x, offset_mask.to("meta"), weight, bias, offset_groups=8)
     x, offset_mask = (t[:0].requires_grad_() for t in (x, offset_mask))
-    y = cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias)
+    y = training_op.modulated_deform_conv2d(x, offset_mask, weight, bias)
     assert y.shape == (0, 8, 4, 5)
     y.sum().backward()
     assert x.grad is not None
@@ -225,17 +225,17 @@ def test_other_devices_and_empty_batches() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pytorchs_default_type_does_not_matter(dtype: torch.dtype) -> None:
     x, offset_mask, weight, bias = (t.float().requires_grad_() for t in tensors(1, 4, 5, 8, 4, 8))
-    expected = torch.autograd.grad(cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias).sum(), x)[0]
+    expected = torch.autograd.grad(training_op.modulated_deform_conv2d(x, offset_mask, weight, bias).sum(), x)[0]
     torch.set_default_dtype(dtype)
     try:
-        found = torch.autograd.grad(cpu_op.modulated_deform_conv2d(x, offset_mask, weight, bias).sum(), x)[0]
+        found = torch.autograd.grad(training_op.modulated_deform_conv2d(x, offset_mask, weight, bias).sum(), x)[0]
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)
 
 
 def test_a_folder_that_cannot_be_made(fresh: Path) -> None:
-    cpu_op.BUILD.write_text("a file is in its place")
+    cpu_sampling.BUILD.write_text("a file is in its place")
     (fresh / "g++").write_text("#!/bin/sh\n")
     (fresh / "g++").chmod(0o755)
     assert "File exists" in warned_once()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from plugins import cpu_op, cuda_sampling, launch, reference, torch_op
+from plugins import cuda_sampling, launch, reference, torch_op, training_op
 from tests.plugins.cpu_shim.build import NEEDS_COMPILER
-from tests.plugins.test_cpu_op import computed, rounded, tensors
+from tests.plugins.test_training_op import computed, rounded, tensors
 
 HOST = """  // the GPU's words
 #include <cmath>
@@ -65,7 +65,7 @@ def test_the_source_agrees_with_the_cpu_kernel(
 ) -> None:
     library, threads = on_host(groups, width), n * h * w * groups * 9
     x, offset_mask = (t.float().requires_grad_() for t in tensors(n, h, w, groups, width, 1)[:2])
-    columns = cpu_op.sample(x, offset_mask, groups)
+    columns = training_op.sample(x, offset_mask, groups)
     grad = torch.randn(columns.shape, generator=torch.Generator().manual_seed(2))
     expected = (columns, *torch.autograd.grad(columns, (x, offset_mask), grad))
     last = [t.detach().permute(0, 2, 3, 1).contiguous() for t in (x, offset_mask)]
@@ -93,8 +93,8 @@ def test_errs_on_a_gpu_at_most_twice_as_much_as_torchvision(
     inputs = rounded(tensors(n, h, w, groups, width, groups * width), dtype)
     expected = computed(reference.modulated_deform_conv2d, inputs, groups, torch.float64, 1.0)
     on_gpu = [t.cuda() for t in inputs]
-    assert cpu_op.usable_for(*(t.to(dtype) for t in on_gpu), offset_groups=groups)
-    ours = computed_on_gpu(cpu_op.modulated_deform_conv2d, on_gpu, groups, dtype)
+    assert training_op.usable_for(*(t.to(dtype) for t in on_gpu), offset_groups=groups)
+    ours = computed_on_gpu(training_op.modulated_deform_conv2d, on_gpu, groups, dtype)
     torchvisions = computed_on_gpu(torch_op.torchvision_form, on_gpu, groups, dtype)
     for name, exact, a, b in zip(
         ("y", "x", "offset_mask", "weight", "bias"), expected, ours, torchvisions, strict=True
