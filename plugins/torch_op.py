@@ -1,8 +1,8 @@
 """The op in PyTorch: differentiable in training, one opaque node for torch.export and torch.compile otherwise.
 
 In training `plugins.training_op` computes it where it can. The node runs the same on CPU tensors, and on CUDA tensors
-our kernels in fp32 and fp16. What remains is `plugins.reference`'s on a CPU, and torchvision's on a GPU, which is always
-fed fp32: its half-precision kernel computes sampling coordinates in half.
+our kernels in fp32 and fp16. What remains is `plugins.reference`'s on a CPU, and torchvision's on a GPU, which is
+always fed fp32: its half-precision kernel computes sampling coordinates in half.
 """
 
 from collections.abc import Callable

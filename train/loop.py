@@ -31,7 +31,7 @@ from train.journal import LOG, Journal, cut_log, opened
 from train.processes import ALONE, Processes
 from train.sadnet import SADNet
 from train.validation import Noise, held_out, noise_name, validation_noises
-from train.weights import load_state, save_weights
+from train.weights import gray_of, load_state, save_weights
 
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
@@ -310,7 +310,13 @@ class Trainer:
         self.shared = len(self.losses)
 
     def begin_at(self, released: dict[str, Tensor], source: str) -> None:
-        """Begin a new run at released weights. Raises ModelError, which names `source`, where they do not fit."""
+        """Begin a new run at released weights, a gray one also at those of a colour network.
+
+        Raises ModelError, which names `source`, where they do not fit.
+        """
+        first = released.get("res1.conv0.weight")
+        if self.config.model.channels == 1 and first is not None and first.shape[1:2] == (3,):
+            released = gray_of(released)
         load_state(self.network, released, source)
         if self.average is not None:
             load_state(self.average, released, source)

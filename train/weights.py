@@ -54,3 +54,12 @@ def load_state(network: nn.Module, tensors: dict[str, torch.Tensor], source: str
             show = [f"shape {tuple(s)}" if s is not None else "none" for s in (want, have)]
             raise ModelError(f"{source}: another network: expected {name} with {show[0]}, found {show[1]}")
     network.load_state_dict(tensors)
+
+
+def gray_of(colour: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A colour network's state dict as a gray one's, which gives the mean of what that gives for (g, g, g)."""
+    first, last = "res1.conv0.weight", ("out.weight", "out.bias")
+    return {
+        name: t.sum(1, keepdim=True) if name == first else t.mean(0, keepdim=True) if name in last else t
+        for name, t in colour.items()
+    }

@@ -65,7 +65,7 @@ def train() -> Train:
 
     def run(*arguments: object) -> int:
         with pytest.raises(SystemExit) as done:
-            cli.run(app, several=("--data",), argv=[str(argument) for argument in arguments])
+            cli.run(app, several=("--data", "--set"), argv=[str(argument) for argument in arguments])
         assert isinstance(done.value.code, int)
         return done.value.code
 

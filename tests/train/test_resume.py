@@ -36,7 +36,7 @@ def save_or_die(self):
     save(self)
 
 Trainer.save = save_or_die
-cli.run(app, several=("--data",), argv=sys.argv[1:])
+cli.run(app, several=("--data", "--set"), argv=sys.argv[1:])
 """
 
 

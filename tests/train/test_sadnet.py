@@ -11,7 +11,7 @@ from torchvision.ops import deform_conv2d
 
 from common.errors import ModelError
 from train.sadnet import ContextBlock, SADNet, SADNetConfig
-from train.weights import load_state
+from train.weights import gray_of, load_state
 
 Shapes = dict[str, tuple[int, ...]]
 ABLATIONS: list[dict[str, Any]] = [
@@ -137,6 +137,18 @@ def test_a_state_dict_of_the_authors_loads_and_is_what_the_network_computes_with
     load_state(network, state, "official.pth")
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert not torch.equal(network(torch.ones(1, 3, 8, 8)), torch.ones(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+@torch.inference_mode()
+def test_the_gray_network_of_a_colour_one_computes_what_that_does_of_gray_pictures(variant: Any) -> None:
+    colour = randomised(variant=variant)
+    gray = SADNet(SADNetConfig(variant, channels=1)).eval()
+    load_state(gray, gray_of(colour.state_dict()), "colour")
+    x = torch.rand(2, 1, 16, 24)
+    expected = colour(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+    assert torch.allclose(gray(x), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(gray(x), x, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,17 @@ def test_init_begins_at_released_weights_with_a_fresh_optimizer(
     assert logged(tmp_path / "run")[1] != logged(uninterrupted)[1]
 
 
+def test_init_begins_a_gray_run_at_colour_weights(
+    config: Path, uninterrupted: Path, tmp_path: Path, train: Train, state: State
+) -> None:
+    weights = uninterrupted / "weights.safetensors"
+    changes = ("--steps", 1, "--set", "optimizer.lr=1e-9", "model.channels=1", f"data.cache={tmp_path}")
+    assert train("--config", config, "--output", tmp_path / "run", "--init", weights, *changes) == 0
+    colour, gray = load_weights(weights).state_dict(), state(tmp_path / "run")["network"]
+    assert torch.allclose(gray["out.bias"], colour["out.bias"].mean(0, keepdim=True), atol=1e-7)
+    assert torch.allclose(gray["dres1.conv1.weight"], colour["dres1.conv1.weight"], atol=1e-7)
+
+
 def test_init_refuses_another_network(
     config: Path, uninterrupted: Path, tmp_path: Path, train: Train, one_error: Callable[[], str]
 ) -> None:
