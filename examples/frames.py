@@ -33,7 +33,7 @@ def main(count: int) -> None:
     # A GPU denoises a frame while the next one is on its way to it: the camera may be some frames ahead of the results.
     # `closing` gives up what is on its way where the loop is left early.
     with (
-        Denoiser(ASSETS / "blind_color.onnx") as denoiser,
+        Denoiser(ASSETS / "real_color.onnx") as denoiser,
         closing(denoiser.denoise_stream(camera(count))) as frames,
     ):
         for number, frame in enumerate(frames, 1):

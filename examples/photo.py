@@ -11,7 +11,7 @@ from common.errors import SadnetError
 from common.images import read_picture, write_picture
 from runtime import Denoiser
 
-MODEL = Path(__file__).resolve().parent.parent / "assets" / "blind_color.onnx"
+MODEL = Path(__file__).resolve().parent.parent / "assets" / "real_color.onnx"
 
 
 def main(source: str, target: str) -> None:

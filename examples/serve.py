@@ -13,7 +13,7 @@ from common.errors import SadnetError
 from common.images import decode_picture, encode_picture
 from runtime import Denoiser
 
-MODEL = Path(__file__).resolve().parent.parent / "assets" / "blind_color.onnx"
+MODEL = Path(__file__).resolve().parent.parent / "assets" / "real_color.onnx"
 MOST_BYTES, MOST_PIXELS = 64 * 2**20, 100 * 10**6
 """Of a request: what somebody else sends is not to fill the memory."""
 

@@ -1,6 +1,6 @@
 """`Denoiser`: pictures as arrays in, denoised pictures out. Pads, cuts into tiles and rounds; an engine does the rest.
 
-with Denoiser("assets/blind_color.onnx") as denoiser:
+with Denoiser("assets/real_color.onnx") as denoiser:
     clean = denoiser.denoise(noisy)  # (H, W), (H, W, 3) or (N, H, W, 3); uint8, uint16 or float
 """
 

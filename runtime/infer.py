@@ -27,7 +27,7 @@ from runtime.models import ASSETS, better_on_gray, bundled_models, model_file
 from runtime.pipeline import Outcome, Settings, Summary, denoise_files
 from runtime.tiles import TILE
 
-DEFAULT_ENGINE = ASSETS / "blind_color.onnx"
+DEFAULT_ENGINE = ASSETS / "real_color.onnx"
 MOST_MEGAPIXELS = 1073
 """OpenCV decodes no more than 2^30 pixels."""
 

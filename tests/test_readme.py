@@ -56,7 +56,7 @@ def test_commands_run_as_written(tmp_path: Path) -> None:
     for folder in ("photos", "test_photos"):
         (tmp_path / folder).mkdir()
     rng = np.random.default_rng(0)
-    for name in ("photos/a.png", "photos/b.png", "photos/c.png", "test_photos/d.png", "photo.jpg"):
+    for name in ("photos/a.png", "photos/b.png", "photos/c.png", "test_photos/d.png", "photo.jpg", "test.png"):
         cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (48, 56, 3), np.uint8))
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for command in PYTHON:

@@ -18,7 +18,7 @@ from common.images import Picture, decode_picture, encode_picture, read_picture,
 from runtime import Denoiser
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "assets" / "blind_color.onnx"
+MODEL = ROOT / "assets" / "real_color.onnx"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PROGRAMS = ("photo", "serve", "frames")
 

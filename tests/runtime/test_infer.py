@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -255,10 +256,10 @@ def test_codecs_are_kept_off_stderr(tmp_path: Path, model: Path) -> None:
 def test_models_by_name(tmp_path: Path) -> None:
     result = script("infer.py", "--list-models")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "blind_color" in result.stdout
-    assert "white Gaussian noise of sigma 0 to 75 (of 255) (the default)" in result.stdout
+    assert re.search("^blind_color +.*white Gaussian noise of sigma 0 to 75 \\(of 255\\)$", result.stdout, re.MULTILINE)
+    assert re.search("^real_color +.*noise of cameras, with JPEG \\(the default\\)$", result.stdout, re.MULTILINE)
     source = photo(tmp_path / "a.png")
-    for number, choice in enumerate(((), ("--model", "blind_color"), ("--engine", infer.DEFAULT_ENGINE))):
+    for number, choice in enumerate(((), ("--model", "real_color"), ("--engine", infer.DEFAULT_ENGINE))):
         result = script("infer.py", source, *choice, "--output", tmp_path / f"{number}.png")
         assert (result.returncode, result.stderr) == (0, "")
     first, *others = ((tmp_path / f"{number}.png").read_bytes() for number in range(3))
@@ -273,11 +274,11 @@ def test_a_word_about_gray_pictures(tmp_path: Path, write_model: WriteModel) -> 
     write_picture(tmp_path / "in" / "2.png", Picture(np.repeat(gray[..., None], 3, axis=2)), overwrite=False)
     for number, (given, model, lines) in enumerate(
         [
-            (tmp_path / "in", (), 1),
-            (tmp_path / "in" / "2.png", ("--engine", infer.DEFAULT_ENGINE), 1),
-            (tmp_path / "in", ("--model", "real_color"), 0),
+            (tmp_path / "in", ("--model", "blind_color"), 1),
+            (tmp_path / "in" / "2.png", ("--engine", infer.ASSETS / "blind_color.onnx"), 1),
+            (tmp_path / "in", (), 0),
             (tmp_path / "in", ("--engine", write_model(tmp_path / "mine.onnx", op="Identity")), 0),
-            (colours, (), 0),
+            (colours, ("--model", "blind_color"), 0),
         ]
     ):
         (tmp_path / f"out{number}").mkdir()
