@@ -152,8 +152,12 @@ def eight_bits(picture: Picture) -> Picture:
     return replace(picture, pixels=_rounded(picture.pixels), alpha=alpha)
 
 
-def encode_picture(picture: Picture, suffix: str, quality: int = 95) -> tuple[bytes, tuple[str, ...]]:
+def encode_picture(
+    picture: Picture, suffix: str, quality: int = 95, *, consume: bool = False
+) -> tuple[bytes, tuple[str, ...]]:
     """Encode for a file name ending such as ".png"; `quality`, 1 to 100, is that of JPEG and WebP.
+
+    `consume`: the picture is not needed any more, and its pixels may be changed, which saves a copy of them.
 
     Returns the file's bytes and the names of the metadata ("EXIF", "ICC", ...) which they do not hold; where the
     orientation is lost with them, the pixels are turned upright. Raises OutputError where the format cannot hold the
@@ -173,7 +177,7 @@ def encode_picture(picture: Picture, suffix: str, quality: int = 95) -> tuple[by
     if alpha is not None and gray and kind == "PNG":
         data = _gray_alpha_png(pixels, alpha)
     else:
-        data = _encode(pixels, alpha, kind, suffix.lower(), quality)
+        data = _encode(pixels, alpha, kind, suffix.lower(), quality, consume)
     try:
         if kind == "TIFF":
             data = put_tags(data, kept, alpha=alpha is not None, premultiplied=picture.premultiplied)
@@ -195,12 +199,14 @@ def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool) -> None:
         raise OutputError("JPEG holds no transparency, the picture has some: write a PNG, TIFF, WebP or BMP")
 
 
-def write_picture(path: PathLike, picture: Picture, *, overwrite: bool, quality: int = 95) -> tuple[str, ...]:
+def write_picture(
+    path: PathLike, picture: Picture, *, overwrite: bool, quality: int = 95, consume: bool = False
+) -> tuple[str, ...]:
     """Write the file whole or not at all, in the format of its name; see `encode_picture`.
 
     Returns the names of the metadata that the format does not hold. Raises OutputError.
     """
-    data, lost = encode_picture(picture, Path(path).suffix, quality)
+    data, lost = encode_picture(picture, Path(path).suffix, quality, consume=consume)
     write_whole(path, data, overwrite=overwrite)
     return lost
 
@@ -244,11 +250,17 @@ def _split(decoded: NDArray[Any], gray: bool) -> tuple[NDArray[Any], NDArray[Any
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if alpha is None else cv2.COLOR_BGRA2RGB)), alpha
 
 
-def _encode(pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, suffix: str, quality: int) -> bytes:
+def _encode(
+    pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, suffix: str, quality: int, consume: bool
+) -> bytes:
     image: Any = np.ascontiguousarray(pixels)
     if alpha is not None:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGRA if image.ndim == 3 else cv2.COLOR_GRAY2BGRA)
         image[..., 3] = alpha
+    elif image.ndim == 3 and consume and image.flags.writeable:
+        red = image[..., 0].copy()
+        image[..., 0] = image[..., 2]
+        image[..., 2] = red
     elif image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:

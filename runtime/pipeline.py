@@ -220,7 +220,8 @@ class _Run:
         settings = self._settings
         if settings.depth == 8:
             picture = eight_bits(picture)
-        lost = write_picture(job.target, picture, overwrite=settings.overwrite, quality=settings.quality)
+        overwrite, quality = settings.overwrite, settings.quality
+        lost = write_picture(job.target, picture, overwrite=overwrite, quality=quality, consume=True)
         return (f"{job.target} does not keep the metadata of {job.source} ({', '.join(lost)})",) if lost else ()
 
     def _denoise_video(self, item: Item) -> None:

@@ -23,7 +23,16 @@ COMMANDS = [command for command, _ in LINES]
 ON_A_GPU = {command for command, comment in LINES if comment.startswith("on a GPU")}
 """Without one they are to say so in one line."""
 PYTHON = [command for command in COMMANDS if command.startswith("python ")]
-SHORT = {"train/run.py": ["--set", "run.threads=1", "data.crop=32", "data.batch=2", "run.validation_crop=32", "run.log_every=1"]}
+SHORT = {
+    "train/run.py": [
+        "--set",
+        "run.threads=1",
+        "data.crop=32",
+        "data.batch=2",
+        "run.validation_crop=32",
+        "run.log_every=1",
+    ]
+}
 """Training is cut to two steps; everything else runs to the letter."""
 MADE = (
     *("photo_denoised.jpg", "clean/a.png", "clean.jpg", "runs/release/weights.safetensors", "sadnet.onnx"),

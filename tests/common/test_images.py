@@ -73,6 +73,7 @@ ALPHA = photo(60, 80, seed=1)
     width=st.integers(1, 40),
     colour=st.booleans(),
     has_alpha=st.booleans(),
+    consume=st.booleans(),
     data=st.data(),
 )
 def test_lossless_formats_return_what_was_written(
@@ -83,13 +84,16 @@ def test_lossless_formats_return_what_was_written(
     width: int,
     colour: bool,
     has_alpha: bool,
+    consume: bool,
     data: st.DataObject,
 ) -> None:
     assume(not (suffix == ".bmp" and dtype == np.uint16) and (colour or not has_alpha))
     pixels = data.draw(hnp.arrays(dtype, (height, width, 3) if colour else (height, width)))
     alpha = data.draw(hnp.arrays(dtype, (height, width))) if has_alpha else None
     path = tmp_path_factory.mktemp("p") / f"x{suffix}"
-    assert write_picture(path, Picture(pixels, alpha), overwrite=False) == ()
+    given_away = pixels.copy()
+    assert write_picture(path, Picture(given_away, alpha), overwrite=False, consume=consume) == ()
+    assert consume or np.array_equal(given_away, pixels)
     again = read_picture(path)
     assert again.pixels.dtype == dtype
     np.testing.assert_array_equal(again.pixels, pixels)

@@ -38,7 +38,13 @@ def test_800_images_train_within_3_gib(photos: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
 
-    changes = [f"data.cache={photos / 'banks'}", "data.crop=64", "data.batch=4", "run.threads=1", "run.validation_crop=64"]
+    changes = [
+        f"data.cache={photos / 'banks'}",
+        "data.crop=64",
+        "data.batch=4",
+        "run.threads=1",
+        "run.validation_crop=64",
+    ]
     sets = [word for change in changes for word in ("--set", change)]
     paths = ["--data", str(photos / "photos"), "--output", str(photos / "run")]
     with subprocess.Popen(
