@@ -275,7 +275,7 @@ def test_a_word_about_gray_pictures(tmp_path: Path, write_model: WriteModel) -> 
     for number, (given, model, lines) in enumerate(
         [
             (tmp_path / "in", ("--model", "blind_color"), 1),
-            (tmp_path / "in" / "2.png", ("--engine", infer.ASSETS / "blind_color.onnx"), 1),
+            (tmp_path / "in" / "2.png", ("--engine", ROOT / "assets" / "blind_color.onnx"), 1),
             (tmp_path / "in", (), 0),
             (tmp_path / "in", ("--engine", write_model(tmp_path / "mine.onnx", op="Identity")), 0),
             (colours, ("--model", "blind_color"), 0),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from common.images import read_picture
 from common.metrics import psnr
@@ -13,8 +14,18 @@ from runtime import Denoiser
 from runtime.memory import BYTES_A_PIXEL
 from runtime.models import ASSETS, bundled_models
 from runtime.tiles import OVERLAP, SIDES
+from train.noise import protocol_noise
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def photo(sigma: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The bundled one, clean, and with noise as a file holds it: its own (sigma 50) for 0."""
+    clean, noisy = (
+        read_picture(ASSETS / f"astronaut_{kind}.png").pixels.astype(np.float32) / np.float32(255)
+        for kind in ("clean", "noisy")
+    )
+    return clean, protocol_noise(clean, sigma, 0, clip8=True) if sigma else noisy
 
 
 @pytest.mark.slow
@@ -22,10 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("name", [model.name for model in bundled_models() if model.channels == 3])
 def test_tiles_show_no_seam(name: str, sigma: int) -> None:
     """The smallest ones that memory may choose, with the bundled photo's own noise (0) and with more."""
-    clean = read_picture(ASSETS / "astronaut_clean.png").pixels / np.float32(255)
-    noisy = read_picture(ASSETS / "astronaut_noisy.png").pixels / np.float32(255)
-    if sigma:
-        noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape).astype(np.float32)
+    clean, noisy = photo(sigma)
     with Denoiser(ASSETS / f"{name}.onnx", tile=512) as denoiser:
         whole = denoiser.denoise(noisy)
         tiled = Denoiser(denoiser.engine, tile=min(SIDES)).denoise(noisy)
@@ -39,8 +47,7 @@ def test_tiles_show_no_seam(name: str, sigma: int) -> None:
 @pytest.mark.slow
 def test_tiles_that_share_more_are_nearer_to_the_whole() -> None:
     """What `OVERLAP` was chosen by."""
-    clean = read_picture(ASSETS / "astronaut_clean.png").pixels / np.float32(255)
-    noisy = clean + np.random.default_rng(0).normal(0, 70 / 255, clean.shape).astype(np.float32)
+    _, noisy = photo(70)
     almost_all = []
     with Denoiser(ASSETS / "blind_color.onnx", tile=512) as denoiser:
         whole = denoiser.denoise(noisy)
@@ -48,7 +55,8 @@ def test_tiles_that_share_more_are_nearer_to_the_whole() -> None:
             tiled = Denoiser(denoiser.engine, tile=min(SIDES), overlap=overlap).denoise(noisy)
             almost_all.append(255 * np.quantile(np.abs(whole - tiled), 0.9999))
             print(f"{overlap} shared: 99.99 % {almost_all[-1]:.2f} of 255")
-    assert almost_all == sorted(almost_all, reverse=True)
+    less, chosen, more = almost_all
+    assert less > 2 > chosen > more - 0.1
 
 
 PIXELS = """
