@@ -135,7 +135,10 @@ def usable(device: torch.device) -> bool:
     try:
         nvrtc.load_nvrtc()
         nvrtc.architecture(nvrtc.capability(*torch.cuda.get_device_capability(device)))
-        _driver()
+        driver = _driver()
+        version = driver.cuDriverGetVersion()[1] if torch.cuda.is_available() else CUDA_VERSION
+        if version < CUDA_VERSION:
+            raise DependencyError(_old_driver(version))
     except DependencyError as error:
         warnings.warn(f"torchvision's deformable convolution runs in place of our kernels: {error}", stacklevel=2)
         return False
@@ -175,12 +178,14 @@ def load(image: bytes, name: str) -> Any:
     if int(status):
         _, version = driver.cuDriverGetVersion()  # an old one refuses PTX and machine code with different words
         if version < CUDA_VERSION or status == driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
-            raise LaunchError(
-                f"expected a driver of CUDA {_dotted(CUDA_VERSION)} or later to load {name}, found one of CUDA "
-                f"{_dotted(version)}: install NVIDIA driver 580 or later"
-            )
+            raise LaunchError(f"{name}: {_old_driver(version)}")
     check(status, f"load {name}")
     return module
+
+
+def _old_driver(version: int) -> str:
+    found, least = _dotted(version), _dotted(CUDA_VERSION)
+    return f"expected a driver of CUDA {least} or later, found one of CUDA {found}: install NVIDIA driver 580 or later"
 
 
 def _dotted(version: int) -> str:

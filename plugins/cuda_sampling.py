@@ -18,7 +18,7 @@ MOST = 2**31
 def usable_for(x: Tensor, offset_groups: int) -> bool:
     """Whether the kernels take x (N, C, H, W), on a CUDA device, and can be compiled for it."""
     fits = x.dtype in TYPES and x.shape[0] * x.shape[2] * x.shape[3] * offset_groups * op.TAPS < MOST
-    return fits and cuda_driver.usable(x.device)
+    return fits and torch.cuda.is_available() and cuda_driver.usable(x.device)  # a traced tensor needs no GPU
 
 
 def run(name: str, groups: int, x: Tensor, *tensors: Tensor) -> None:

@@ -68,15 +68,15 @@ def _(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
 
 @torch.library.custom_op("sadnet::sample_backward", mutates_args=())
 def _sample_backward(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    x, offset_mask = (_last(t) for t in (x, offset_mask))
+    x, offset_mask, grad = _last(x), _last(offset_mask), _aligned(grad.contiguous())
     n, c, h, w = x.shape
     grad_offset_mask = torch.empty_like(offset_mask)
     if x.is_cuda:
         grad_x = torch.zeros_like(x, dtype=torch.float32)
-        _run("sadnet_sample_backward", groups, x, offset_mask, grad.contiguous(), grad_x, grad_offset_mask)
+        _run("sadnet_sample_backward", groups, x, offset_mask, grad, grad_x, grad_offset_mask)
         return grad_x.to(x.dtype), grad_offset_mask
     grad_x = torch.zeros(n, groups, h, w, c // groups, dtype=torch.float32)
-    _run("sadnet_sample_backward", groups, x, offset_mask, grad.contiguous(), grad_x, grad_offset_mask)
+    _run("sadnet_sample_backward", groups, x, offset_mask, grad, grad_x, grad_offset_mask)
     planes = grad_x.to(x.dtype).permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
     return planes, grad_offset_mask
 
@@ -88,8 +88,11 @@ def _(x: Tensor, offset_mask: Tensor, grad: Tensor, groups: int) -> tuple[Tensor
 
 
 def _last(t: Tensor) -> Tensor:
-    """t, channels last, at an address that vectors can be read from."""
-    t = t.contiguous(memory_format=torch.channels_last)
+    return _aligned(t.contiguous(memory_format=torch.channels_last))
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """t at an address that vectors can be read from, in the same order."""
     return t if t.data_ptr() % ALIGNMENT == 0 else t.clone()
 
 

@@ -1,5 +1,6 @@
 """A training step as one CUDA graph: the GPU goes from kernel to kernel without waiting for Python."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ class GraphedStep:
 
     What `step` reads besides its arguments and changes from call to call must be in tensors that stay where they are
     (weights, the optimizer's state, its learning rate), and it must not wait for the GPU. Raises RuntimeError, as
-    PyTorch does, where it does.
+    PyTorch does, where it does, and ValueError for tensors of another shape.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -31,10 +32,13 @@ class GraphedStep:
             return self._beside(noisy, clean)
         if self._graph is None:
             self._inputs = noisy.clone(), clean.clone()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # nothing runs yet; the weights are as they were
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # nothing runs yet; the weights are as they were
                 self._loss = self._step(*self._inputs)
+            self._graph = graph
         for own, given in zip(self._inputs, (noisy, clean), strict=True):
+            if own.shape != given.shape:  # copy_ would repeat a batch of one
+                raise ValueError(f"expected a batch of {tuple(own.shape)}, found {tuple(given.shape)}")
             own.copy_(given)
         self._graph.replay()
         return self._loss.clone()
@@ -43,7 +47,8 @@ class GraphedStep:
         """The step on a stream of its own: what autograd keeps of the default stream cannot be captured later."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*capturable=True")  # the optimizer's, of steps without a graph
             loss = self._step(noisy, clean)
         current.wait_stream(self._stream)
         return loss

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, logs, and checkpoints that resume exactly."""
+"""The training loop: steps, validation, logs, and checkpoints that resume exactly (on a GPU up to rounding)."""
 
 import copy
 import json
@@ -59,22 +59,21 @@ class Trainer:
         self.order = torch.channels_last if last else torch.contiguous_format  # of images and weights in memory
         self.network.to(memory_format=self.order)  # type: ignore[call-overload]  # not in PyTorch's stubs
         o, cuda = config.optimizer, fabric.device.type == "cuda"
-        self.rate = torch.tensor(o.lr, device=fabric.device)  # a tensor, as a CUDA graph reads it at every step
+        # a scaled loss (fp16) is looked at by the host, and several processes wait for each other
+        graphed = cuda and config.run.cuda_graph and config.run.precision != "fp16" and processes.size == 1
         kind = torch.optim.AdamW if o.weight_decay else torch.optim.Adam
         optimizer = kind(
             self.network.parameters(),
-            self.rate,
+            torch.tensor(o.lr, device=fabric.device) if graphed else o.lr,  # a graph reads it at every step
             (o.beta1, o.beta2),
             o.eps,
             weight_decay=o.weight_decay,
-            fused=True,
-            capturable=cuda,
+            fused=config.run.precision != "fp16",  # or it unscales the gradients itself, and Fabric cannot clip them
+            capturable=graphed,
         )
         self.network.to(fabric.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if o.ema else None
         self.model, self.optimizer = fabric.setup(self.network, optimizer)
-        # a scaled loss (fp16) is looked at by the host, and several processes wait for each other
-        graphed = cuda and config.run.cuda_graph and config.run.precision != "fp16" and processes.size == 1
         self.feed = torch.cuda.Stream(fabric.device) if cuda else None
         self._update = GraphedStep(self._train_step) if graphed else self._train_step
         self.step = 0
@@ -159,7 +158,12 @@ class Trainer:
     def train_once(self, draws: list[Draw], crops: Tensor) -> None:
         """One step, on the host's part of its batch."""
         noisy, clean = self._prepared(draws, crops)
-        self.rate.fill_(self.config.optimizer.rate(self.step))
+        rate = self.config.optimizer.rate(self.step)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         self.losses.append(self._update(noisy, clean))
         self.step += 1
 
@@ -290,7 +294,9 @@ class Trainer:
         try:
             self.network.load_state_dict(state["network"])
             if self.average is not None:
-                self.average.load_state_dict(state["ema"] or state["network"])
+                average = state["ema"] or state["network"]  # runs of before 2026-11-27 have other names, and a count
+                names = ((name.removeprefix("module."), name) for name in average if name != "n_averaged")
+                self.average.load_state_dict({short: average[name] for short, name in names})
             groups = self.optimizer.param_groups
             own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
             self.optimizer.load_state_dict(state["optimizer"])

@@ -26,6 +26,7 @@ with cli.needs("dev", __name__):
     from common.machine import cpu_name
     from train import config as configuration
     from train.data import Bank
+    from train.graph import WARM_UP
     from train.loop import Trainer
     from train.processes import ALONE
     from train.run import make_fabric
@@ -72,8 +73,7 @@ def main(
     fabric = make_fabric(settings, ALONE)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(settings, Path(folder), bank, bank, fabric)
-    for _ in range(3):  # allocators, and cuDNN's choice of algorithms
-        trainer.train_once(*trainer.sampler.crops(trainer.step))
+    _timed(trainer, WARM_UP + 1)  # allocators, cuDNN's choice of algorithms, a CUDA graph
     seconds = _timed(trainer, steps)
     cuda = fabric.device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

@@ -125,9 +125,6 @@ def test_planes_of_2_31_values_are_refused() -> None:
         pack(kernel, tensors, 1)
 
 
-OLD = r"CUDA 13\.0 or later to load fused\.cu, found one of CUDA 12\.8: install NVIDIA driver 580"
-
-
 class OldDriver:
     """A driver that refuses what it is given, with the status of its making."""
 
@@ -153,9 +150,9 @@ class OldDriver:
         (
             "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
             12080,
-            r"CUDA 13\.0 or later to load fused\.cu.*of CUDA 12\.8.*driver 580",
+            r"fused\.cu: expected a driver of CUDA 13\.0 or later.*of CUDA 12\.8.*driver 580",
         ),
-        ("CUDA_ERROR_NO_BINARY_FOR_GPU", 12080, r"CUDA 13\.0 or later to load fused\.cu.*of CUDA 12\.8.*driver 580"),
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU", 12080, r"CUDA 13\.0 or later.*of CUDA 12\.8.*driver 580"),
         ("CUDA_ERROR_NO_BINARY_FOR_GPU", 13000, r"expected to load fused\.cu, found: no kernel image is available"),
     ],
 )
@@ -187,3 +184,11 @@ def test_a_gpu_that_runs_no_kernel_of_ours_is_told_once(monkeypatch: pytest.Monk
     assert not cuda_driver.usable(device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     assert cuda_driver.usable(torch.device("cuda", 6))
+
+
+def test_a_driver_that_is_too_old_leaves_the_op_to_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_driver, "_driver", lambda: OldDriver("CUDA_SUCCESS", 12080))
+    with pytest.warns(UserWarning, match=r"torchvision's .* driver of CUDA 13\.0 or later, found one of CUDA 12\.8"):
+        assert not cuda_driver.usable(torch.device("cuda", 4))

@@ -3,7 +3,7 @@ in double precision."""
 
 import ctypes
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -39,6 +39,14 @@ extern "C" void sample_backward(const T* x, const T* offset_mask, const T* grad_
     training::sample_backward(x, offset_mask, grad_columns, h, w, threads, grad_x, grad_offset_mask);
 }
 """
+
+
+@pytest.fixture(autouse=True)
+def no_tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="module")
