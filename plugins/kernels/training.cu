@@ -26,13 +26,13 @@ static __device__ __forceinline__ void add(float* to, const float (&values)[V]) 
 
 #include "training.cuh"
 
-extern "C" __global__ void sadnet_sample(const training::T* x, const training::T* offset_mask, training::T* columns, int h,
-                                  int w, unsigned threads) {
+extern "C" __global__ void sadnet_sample(const training::T* x, const training::T* offset_mask, training::T* columns,
+                                         int h, int w, unsigned threads) {
   training::sample(x, offset_mask, h, w, threads, columns);
 }
 
 extern "C" __global__ void sadnet_sample_backward(const training::T* x, const training::T* offset_mask,
-                                           const training::T* grad_columns, float* grad_x,
-                                           training::T* grad_offset_mask, int h, int w, unsigned threads) {
+                                                  const training::T* grad_columns, float* grad_x,
+                                                  training::T* grad_offset_mask, int h, int w, unsigned threads) {
   training::sample_backward(x, offset_mask, grad_columns, h, w, threads, grad_x, grad_offset_mask);
 }

@@ -61,8 +61,9 @@ struct Sample {
         image((long long)(pixel / (unsigned)(h * w)) * h * w * CHANNELS + group * WIDTH),
         row(place(offset_mask, thread, h, w, 0), h),
         column(place(offset_mask, thread, h, w, 1), w),
-        mask(1.f / (1.f + expf(-wide(
-                              offset_mask[(long long)pixel * OFFSET_MASK_CHANNELS + 2 * TAPS * GROUPS + slot(thread)])))),
+        mask(1.f /
+             (1.f +
+              expf(-wide(offset_mask[(long long)pixel * OFFSET_MASK_CHANNELS + 2 * TAPS * GROUPS + slot(thread)])))),
         w(w) {}
 
   // Of corner i: 0 and 1 above the place, 2 and 3 below it, the odd ones to its right.
