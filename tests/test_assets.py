@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ ASSETS = ROOT / "assets"
 REAL = ROOT.parent / "shared" / "data" / "CC"
 
 
-@pytest.fixture(scope="module", params=["blind_color", "real_color"])
+@pytest.fixture(scope="module", params=["blind_color", "blind_gray", "real_color"])
 def card(request: pytest.FixtureRequest) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((ASSETS / f"{request.param}.json").read_text())
     return result
@@ -52,6 +53,17 @@ def test_bundled_model_denoises_the_sample() -> None:
         denoised = denoiser.denoise(noisy)
     assert psnr(noisy / 255, clean / 255) < 16
     assert psnr(denoised / 255, clean / 255) > 28
+
+
+def test_the_gray_model_denoises_what_a_colour_one_leaves() -> None:
+    clean = cv2.cvtColor(photo("astronaut_clean.png")[:256, :256], cv2.COLOR_RGB2GRAY)
+    noisy = np.rint(protocol_noise(clean / np.float32(255), 50, 0, clip8=True) * 255).astype(np.uint8)
+    scores = {}
+    for name in ("blind_gray", "blind_color"):
+        with Denoiser(ASSETS / f"{name}.onnx") as denoiser:
+            scores[name] = psnr(denoiser.denoise(noisy) / 255, clean / 255)
+    assert scores["blind_gray"] > 26
+    assert scores["blind_gray"] > scores["blind_color"] + 5
 
 
 def test_card_belongs_to_the_files_beside_it(card: dict[str, Any]) -> None:
