@@ -104,7 +104,7 @@ def main(
 def _score(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """A row of `train/evaluate.py` as the card holds it."""
     score = {"set": name, "images": len(row["images"])} | {key: row[key] for key in ("sigma", "protocol") if key in row}
-    digits = {"psnr": 3, "ssim": 4, "noisy_psnr": 3, "noisy_ssim": 4}
+    digits = {"psnr": 4, "ssim": 6, "noisy_psnr": 4, "noisy_ssim": 6}  # to be rounded to 2 and 3 once
     return score | {key: round(row[key], places) for key, places in digits.items() if key in row}
 
 
