@@ -69,9 +69,9 @@ def test_a_real_run_beside_pytorch(tmp_path: Path) -> None:
     assert {"torch", "onnxruntime"} <= found["versions"].keys()
     rows = found["rows"]
     assert [(row["engine"], row["size"]) for row in rows[:3]] == [
-        ("assets/blind_color.onnx", "64x48"),
+        ("assets/real_color.onnx", "64x48"),
         ("PyTorch eager fp32", "64x48"),
-        ("assets/blind_color.onnx", "72x40"),
+        ("assets/real_color.onnx", "72x40"),
     ]
     assert [("ONNX" in row["runs_on"], "PyTorch" in row["runs_on"]) for row in rows] == 2 * [
         (True, False),

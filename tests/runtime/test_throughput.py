@@ -143,7 +143,7 @@ def test_the_command(
     assert "of CPU time" in shown.partition("{")[0]  # the table
     assert shown.splitlines()[-1] + "\n" == (tmp_path / "out.json").read_text()
     found = json.loads((tmp_path / "out.json").read_text())
-    assert [(row["engine"], row["images"]) for row in found["folders"]] == [("assets/blind_color.onnx", 6)]
+    assert [(row["engine"], row["images"]) for row in found["folders"]] == [("assets/real_color.onnx", 6)]
     assert found["usable_cores"] >= 1
     for wrong in ({"size": ["64x64"]}, {"peer": Path("a")}, {"plot": Path("a.png")}):
         with pytest.raises(InputError, match="--pipeline: expected it without"):
