@@ -28,6 +28,7 @@ from runtime import Denoiser
 from runtime.engines import Engine, open_engine
 from runtime.engines.ort import OrtEngine
 from runtime.engines.torch import TorchEngine
+from runtime.tiles import TILE
 from tests.runtime.gpu_double import World, machine, write_plan
 from train.weights import load_weights
 
@@ -65,7 +66,7 @@ def photos(case: Case) -> Photos:
 @cache
 def expected(case: Case) -> NDArray[np.float32]:
     network = load_weights(WEIGHTS)
-    with Denoiser(TorchEngine(network, 3)) as denoiser:
+    with Denoiser(TorchEngine(network, 3), tile=TILE) as denoiser:
         return denoiser.denoise(photos(case)[0])
 
 
@@ -93,9 +94,10 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def check(engine: Engine, case: Case) -> None:
+def check(engine: Engine, case: Case, most_change: float = FP16.psnr) -> None:
     noisy, clean = photos(case)
-    found, wanted = Denoiser(engine).denoise(noisy), expected(case)
+    # tiles alike: on a GPU they would be larger, which changes more than half precision does
+    found, wanted = Denoiser(engine, tile=TILE).denoise(noisy), expected(case)
     if engine.io == "uint8":  # its images' own rounding is no difference
         wanted = np.rint(wanted * np.float32(255)) / np.float32(255)
     difference = np.abs(found - wanted)
@@ -104,7 +106,7 @@ def check(engine: Engine, case: Case) -> None:
     assert psnr(found, clean) > psnr(noisy, clean)
     assert difference.max() <= FP16.max
     assert difference.mean() <= FP16.mean
-    assert abs(change) <= FP16.psnr
+    assert abs(change) <= most_change
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -125,7 +127,7 @@ def test_plans_on_a_double_agree(model: Path, tmp_path: Path, case: Case) -> Non
     write_plan(tmp_path / "fixed.plan", (320, 480), (320, 480))
     write_plan(tmp_path / "range.plan", (8, 8), LARGEST)
     with OrtEngine(model) as graph, machine(World(), graph.run), open_engine(tmp_path) as engine:
-        check(engine, case)
+        check(engine, case, 0.02)  # its tiles are those of its plans, which may change as much (test_seams.py)
 
 
 @pytest.mark.gpu
