@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import InputError
+from common.padding import MULTIPLE
 from train.sadnet import SADNetConfig
 
 
@@ -22,14 +23,15 @@ class DataConfig:
                 held out.
     pair_share  of the samples that are pairs, where there are both pairs and clean photos
     cache       where decoded images are kept
+    crop        pixels a side, a multiple of 8; `narrow_crops` says how many the network needs
     """
 
     folders: tuple[str, ...] = ()
     holdout: str = "train/splits/bsds500_validation.txt"
     pair_share: float = 0.5
     cache: str = "runs/banks"
-    crop: int = 128
-    batch: int = 16
+    crop: int = 192
+    batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,23 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
     if hint is float or type(value) is not hint:
         raise InputError(f"{where}: expected a value of type {hint.__name__}, found {value!r}")
     return value
+
+
+def narrow_crops(config: TrainConfig) -> str:
+    """A line to warn with where the crops are too small for the context block, else nothing.
+
+    Its map has a cell for 8 pixels. Where that is no wider than twice the widest dilation, one of two opposite taps is
+    padding at every position; on a larger picture both hold something, and what such a network gives then is wrong by
+    up to a decibel (docs/training.md).
+    """
+    model, crop = config.model, config.data.crop
+    least = 2 * max(model.dilations) * MULTIPLE
+    if not model.context or crop > least:
+        return ""
+    return (
+        f"warning: data.crop: expected more than {least}, found {crop}: the context block never has both sides of its "
+        f"widest dilation inside a crop, and the weights may do worse on larger pictures; use {least * 3 // 2}"
+    )
 
 
 def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:

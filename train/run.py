@@ -67,6 +67,8 @@ def main(
     with joined() as processes:
         plan = processes.from_first(lambda: _plan(asked, processes.size))
         settings, folder = plan.settings, plan.folder
+        if warning := configuration.narrow_crops(settings):
+            processes.say(warning)
         with processes.together():
             fabric = make_fabric(settings, processes)
         training, validation = processes.in_turns(lambda: _banks(settings, processes))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from train.config import OptimizerConfig, TrainConfig, from_dict, load, override
+from train.config import OptimizerConfig, TrainConfig, from_dict, load, narrow_crops, override
+from train.sadnet import ContextBlock
 
 CONFIGS = Path(__file__).parents[2] / "train/configs"
 BLIND, PAPER = CONFIGS / "blind_color.toml", CONFIGS / "paper_color_sigma50.toml"
@@ -43,6 +44,31 @@ def test_real_photos_train_with_l1_and_are_validated_on_polyus_scenes() -> None:
     assert real.camera.share == 1
     assert real.optimizer.rate(100_000) == real.optimizer.lr
     assert finetune.optimizer.rate(19_999) == pytest.approx(0.01 * finetune.optimizer.lr)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_crops_are_wide_enough_for_the_context_block(path: Path) -> None:
+    assert narrow_crops(load(path)) == ""
+
+
+@pytest.mark.parametrize(("variant", "least"), [("paper", 128), ("official", 64)])
+def test_narrower_crops_are_those_where_opposite_taps_are_never_both_inside(variant: str, least: int) -> None:
+    """Counted by the block's own convolutions, of ones on a map of ones: a tap on padding adds nothing."""
+    block = ContextBlock(4, load(BLIND, [f"model.variant={variant}"]).model.dilations).requires_grad_(False)
+    branches = (block.conv1, block.conv2, block.conv3, block.conv4)
+    for parameter in block.parameters():
+        parameter.zero_()
+    for branch in branches:
+        branch.weight[:, :, 1, ::2] = 1  # left and right of the middle
+    for crop in (least, least + 8):
+        ones = torch.ones(1, 1, crop // 8, crop // 8)
+        inside = [float(branch(ones).max()) for branch in branches]
+        warning = narrow_crops(load(BLIND, [f"model.variant={variant}", f"data.crop={crop}"]))
+        assert (min(inside) == 2) == (warning == "") == (crop > least)
+    assert f"expected more than {least}, found {least}" in narrow_crops(
+        load(BLIND, [f"model.variant={variant}", f"data.crop={least}"])
+    )
+    assert narrow_crops(load(BLIND, ["model.context=false", "data.crop=8"])) == ""
 
 
 def test_camera_noise_is_off_unless_a_configuration_asks_for_it() -> None:

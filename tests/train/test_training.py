@@ -123,9 +123,12 @@ def test_weights_are_kept_only_where_they_are_better(trainer: Callable[..., Trai
     assert (t.folder / "weights.safetensors").read_bytes() == first
 
 
-def test_a_budget_of_minutes_ends_the_run(config: Path, tmp_path: Path, train: Train, state: State) -> None:
+def test_a_budget_of_minutes_ends_the_run(
+    config: Path, tmp_path: Path, train: Train, state: State, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("--config", config, "--output", tmp_path / "run", "--steps", 0, "--minutes", 0.00001) == 0
     assert state(tmp_path / "run")["step"] <= 1
+    assert capsys.readouterr().out.count("warning: data.crop: expected more than 128, found 16: ") == 1
 
 
 def test_init_begins_at_released_weights_with_a_fresh_optimizer(
