@@ -229,8 +229,8 @@ def narrow_crops(config: TrainConfig) -> str:
     """A line to warn with where the crops are too small for the context block, else nothing.
 
     Its map has a cell for 8 pixels. Where that is no wider than twice the widest dilation, one of two opposite taps is
-    padding at every position; on a larger picture both hold something, and what such a network gives then is wrong by
-    up to a decibel (docs/training.md).
+    padding at every position; on a larger picture both hold something, and what such a network gives then is worse by
+    a decibel or more (docs/training.md).
     """
     model, crop = config.model, config.data.crop
     least = 2 * max(model.dilations) * MULTIPLE

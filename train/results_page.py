@@ -78,7 +78,7 @@ def _introduction(measured: Record) -> list[str]:
         "Written by `make tables DATA=folder` (`train/tables.py`); the figures are in "
         "[results/tables.json](results/tables.json), those of others in "
         "[results/published.json](results/published.json). PSNR in dB, or PSNR / SSIM.",
-        _table(("model", "for", "variant", "steps", "SHA-256 of the ONNX file", "of the weights"), models),
+        _table(("model", "for", "variant", "last run's steps", "SHA-256 of the ONNX file", "of the weights"), models),
         "\n".join(f"- Measured {date}: {on}." for date, on in runs),
         "Protocols, which `train/evaluate.py` states in full: **clip8**, white noise clipped and rounded to 8 bits, as "
         "in a file that a person has, and as in the training of our models; **float**, neither, as most papers do; "

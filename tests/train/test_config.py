@@ -30,6 +30,7 @@ def test_the_papers_configuration_is_the_papers_recipe() -> None:
     config = load(PAPER)
     o = config.optimizer
     assert (config.data.batch, config.data.crop, o.loss) == (16, 128, "l2")
+    assert config.model.variant == "official"
     assert (o.beta1, o.beta2, o.eps, o.weight_decay) == (0.9, 0.999, 1e-8, 0)
     assert (config.noise.sigma_min, config.noise.sigma_max) == (50, 50)
     assert [o.rate(step) for step in (0, 199_999, 200_000, 399_999)] == [1e-4, 1e-4, 5e-5, 5e-5]

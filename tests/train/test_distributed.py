@@ -122,7 +122,8 @@ def test_two_processes_train_as_one_does_and_one_of_them_writes(
         assert logged(tmp_path / "run", key) == pytest.approx(logged(alone, key), abs=1e-3)
     for line in ("training: 3 images", "validation: 1 images", "step 50: finished"):
         assert out.count(line) == 1
-    assert len(out.splitlines()) == 3 + 50 + 2
+    assert out.count("warning: data.crop") == 1
+    assert len(out.splitlines()) == 4 + 50 + 2
     assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 1
     ours, theirs = state(tmp_path / "run"), state(alone)
     for part in ("network", "ema"):
