@@ -228,12 +228,12 @@ def test_three_processes_share_the_validation_and_begin_at_released_weights(
     (tmp_path / "holdout.txt").write_text("2.png\n3.png")
     changes = ["data.batch=3", f"data.holdout={tmp_path / 'holdout.txt'}", "optimizer.loss=l1", "optimizer.ema=0.0"]
     changes += ["model.offset_transfer=true", "optimizer.clip_norm=0.0", "run.log_every=4"]
-    sets = [word for change in changes for word in ("--set", change)]
+    sets = [*RATE, *(word for change in changes for word in ("--set", change))]
     begin = ("--init", alone / "weights.safetensors", "--steps", 10)
     assert completed("--config", config, "--output", tmp_path / "three", *begin, *sets, processes=3)[0] == 0
     assert train("--config", config, "--output", tmp_path / "one", *begin, *sets) == 0
     assert list(logged(tmp_path / "three")) == [4, 8]
-    for key, near in (("loss", SAME), ("psnr_sigma25", SAME / 2), ("psnr_sigma50", SAME / 2)):
+    for key, near in (("loss", SAME), ("psnr_sigma25", 1e-5), ("psnr_sigma50", 1e-5)):
         assert logged(tmp_path / "three", key) == pytest.approx(logged(tmp_path / "one", key), rel=near)
 
 
