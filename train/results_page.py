@@ -29,12 +29,13 @@ _WHO = {
     "ours": "**this project**",
 }
 """Whose figures a row holds, in the order of the rows; the numbers are those of the sources, below."""
-_PARTS = ("rsab", "offset_transfer", "context")
+PARTS = ("rsab", "offset_transfer", "context")
+"""What Table 1 takes out of the network, by its name in `SADNetConfig`."""
 _KINDS = {1: "gray", 3: "colour"}
 
 
-def page(measured: Record, published: Record, times: Record | None) -> str:
-    """The text of results.md. times: the CPU benchmark's file, where there is one.
+def page(measured: Record, published: Record, times: Record | None, ablation: Record | None) -> str:
+    """The text of results.md. times, ablation: the files of the CPU benchmark and of Table 1, where there are any.
 
     Of a set's cells those are shown that were measured on the files that measured["sets"] names.
     """
@@ -42,7 +43,7 @@ def page(measured: Record, published: Record, times: Record | None) -> str:
     measured = measured | {"cells": [c for c in measured["cells"] if editions.get(c["set"]) == c["set_sha256"]]}
     parts = [
         *_introduction(measured),
-        *_ablation(measured, published),
+        *_ablation(measured, published, ablation),
         *_white("Table 2: gray images, white noise", ("bsd68", "kodak24"), 1, measured, published),
         *_white("Table 3: colour images, white noise", ("cbsd68", "kodak24"), 3, measured, published),
         "A model loses where the noise is not that of its training: CBM3D, DnCNN and FFDNet are made for noise that is "
@@ -91,27 +92,46 @@ def _introduction(measured: Record) -> list[str]:
     ]
 
 
-def _ablation(measured: Record, published: Record) -> list[str]:
+def _ablation(measured: Record, published: Record, ours: Record | None) -> list[str]:
     ablation = published["ablation"]
 
     def row(of: Record) -> list[str]:
         costs = (_cost_of(measured, variant, of) for variant in ("paper", "official"))
         counted = [text for c in costs for text in (f"{c['parameters']:,}", _giga(c["macs"]))]
-        return [*("yes" if of[part] else "no" for part in _PARTS), f"{of['psnr']:.2f}", "not measured", *counted]
+        score = _trained(ours, of)
+        figure = _score(score["psnr"], score["ssim"]) if score else "not measured"
+        return [*("yes" if of[part] else "no" for part in PARTS), f"{of['psnr']:.2f}", figure, *counted]
 
     head = ("RSAB", "offset transfer", "context block", "the paper [1]", "this project")
     counts = [text for variant in ("`paper`", "`official`") for text in (f"{variant} parameters", "multiply-adds")]
     return [
         f"## Table 1: ablation ({TITLES[ablation['set']]}, colour, sigma {ablation['sigma']})",
         _table((*head, *counts), map(row, ablation["rows"])),
-        "No ablation has been trained: six runs at an equal budget need a GPU. Each is one command, such as "
-        "`python train/run.py --config train/configs/paper_color_sigma50.toml --set model.context=false --data DIV2K`. "
+        _budget(ours) if ours else "No ablation has been trained: `python train/ablation.py` does.",
         f"Parameters and multiply-adds ({measured['size']}) are counted on the network (`train/cost.py`).",
     ]
 
 
+def _trained(ours: Record | None, parts: Record) -> Record | None:
+    rows: list[Record] = ours["rows"] if ours else []
+    return next((row for row in rows if all(row[part] == parts[part] for part in PARTS)), None)
+
+
+def _budget(ours: Record) -> str:
+    """What our networks of Table 1 have had: far less than the paper's, so that differences compare, not figures."""
+    crop, devices = ours["crop"], ", ".join(dict.fromkeys(row["on"] for row in ours["rows"]))
+    minutes = [row["seconds"] / 60 for row in ours["rows"]]
+    return (
+        f"Ours are `{ours['variant']}`, each trained from nothing for {ours['steps']:,} steps of "
+        f"{ours['batch']}x{crop}x{crop} at this one level, seed {ours['seed']}, in {min(minutes):.0f} to "
+        f"{max(minutes):.0f} minutes ({devices}; {ours['date']}), and scored by {ours['protocol']}: "
+        "`python train/ablation.py` ([results/ablation.json](results/ablation.json)). With so little training their "
+        "differences may be set beside the paper's, their figures not; each is of one run."
+    )
+
+
 def _cost_of(measured: Record, variant: str, parts: Record) -> Record:
-    wanted = {"variant": variant, **{part: parts[part] for part in _PARTS}}
+    wanted = {"variant": variant, **{part: parts[part] for part in PARTS}}
     found: Record = next(c for c in measured["costs"] if all(c[key] == value for key, value in wanted.items()))
     return found
 
@@ -233,7 +253,7 @@ def _cost(measured: Record, published: Record, times: Record | None) -> list[str
         [row["method"], "the paper [1]", f"{row['thousand_parameters']:,} k", f"{row['giga_macs']} G", f"{row['ms']}"]
         for row in cost["rows"]
     ]
-    whole = dict.fromkeys(_PARTS, True)
+    whole = dict.fromkeys(PARTS, True)
     counts = {variant: _cost_of(measured, variant, whole) for variant in ("paper", "official")}
     for variant, c in counts.items():
         thousands = f"{c['parameters'] / 1e3:,.0f} k"

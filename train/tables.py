@@ -58,6 +58,7 @@ def main(
     figures = docs / "results" / "tables.json"
     published = _read(docs / "results" / "published.json")
     times = _read(docs / "results" / "benchmark_cpu.json", needed=False)
+    ablation = _read(docs / "results" / "ablation.json", needed=False)
     before, known = _kept(figures)
     found = models(bundled)
     sets, why_not = image_sets(data)
@@ -75,10 +76,13 @@ def main(
         """Both files or, where the page cannot be made, neither."""
         record = record_of(cells)
         with _whose(docs / "results" / "published.json"):
-            text = page(record, published, None)
+            text = page(record, published, None, None)
         if times:
             with _whose(docs / "results" / "benchmark_cpu.json"):
-                text = page(record, published, times)
+                text = page(record, published, times, None)
+        if ablation:
+            with _whose(docs / "results" / "ablation.json"):
+                text = page(record, published, times, ablation)
         write_whole(figures, _json(record), overwrite=True)
         write_whole(docs / "results.md", text, overwrite=True)
         return record

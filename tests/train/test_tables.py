@@ -270,6 +270,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
         ("published.json", {"cost": None}, "expected figures"),
         ("benchmark_cpu.json", {"rows": [{"size": "480x320", "median_ms": 1}]}, "'engine'"),
         ("benchmark_cpu.json", {"rows": 5}, "expected figures"),
+        ("ablation.json", {"rows": []}, "'crop'"),
+        ("ablation.json", {"rows": [{"psnr": 29.0}]}, "'rsab'"),
     ],
 )
 def test_odd_figures_are_one_line_and_change_nothing(
@@ -292,7 +294,8 @@ def committed(name: str) -> dict[str, Any]:
 
 
 def test_committed_page_is_that_of_the_committed_figures() -> None:
-    text = page(committed("tables.json"), committed("published.json"), committed("benchmark_cpu.json"))
+    given = map(committed, ("tables.json", "published.json", "benchmark_cpu.json", "ablation.json"))
+    text = page(*given)
     assert (ROOT / "docs" / "results.md").read_text() == text
 
 
