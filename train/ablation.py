@@ -1,7 +1,7 @@
 """Table 1 of the paper with networks of ours: trains its six at one budget, and scores each on Kodak24.
 
     python train/ablation.py --data BSDS500 photos --test /data/testsets
-    python train/ablation.py --data BSDS500 photos --test /data/testsets --set run.steps=100000 data.batch=16
+    python train/ablation.py --data photos --test /data/testsets --set run.steps=100000 optimizer.decay_steps=99500
 
 Each network is a run of `train/run.py` in a folder of OUTPUT; the same command goes on where it was stopped, and where
 all six are trained it only scores them. `make tables` puts the figures beside the paper's.
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from common import cli
-from common.errors import InputError
+from common.errors import InputError, OutputError
 from common.files import sha256, write_whole
 
 with cli.needs("dev", __name__):
@@ -33,7 +33,8 @@ with cli.needs("dev", __name__):
     from train.results_page import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
-SET = "kodak24"
+SET, SIGMA = "kodak24", 50.0
+"""Table 1's test set and noise."""
 NETWORKS: tuple[dict[str, Any], ...] = tuple(
     dict(zip(PARTS, present, strict=True))
     for present in itertools.product((False, True), repeat=len(PARTS))
@@ -59,11 +60,13 @@ def main(
     changes = [f"data.folders={folders}", *(set_ or [])]
     settings = configuration.load(config, changes)
     noise, model = settings.noise, settings.model
-    if noise.sigma_min != noise.sigma_max or model.channels != 3:
+    if (noise.sigma_min, noise.sigma_max, model.channels) != (SIGMA, SIGMA, 3):
         found = f"sigma {noise.sigma_min:g} to {noise.sigma_max:g} and {model.channels} channels"
-        raise InputError(f"{config}: expected one noise level and colour, found {found}")
+        raise InputError(f"{config}: expected Table 1's sigma of {SIGMA:g} and 3 channels, found {found}")
     if not settings.run.steps or settings.run.minutes:
         raise InputError(f"{config}: expected a budget of steps alone, so that it is the same for all six")
+    if not json_.parent.is_dir():
+        raise OutputError(f"{json_}: expected a file in a folder that exists; choose another --json")
     held = _test_set(test)
     protocol = Protocol.CLIP8 if noise.clip8 else Protocol.FLOAT
     images = read_clean(example.clean[0] for example in held.examples)
@@ -75,7 +78,7 @@ def main(
         print(f"{folder.name}:", flush=True)
         _train(folder, of, config, changes)
         with open_denoiser(folder / WEIGHTS) as denoiser:
-            score = evaluate(denoiser, images, noise.sigma_max, protocol)
+            score = evaluate(denoiser, images, SIGMA, protocol)
         print(f"{folder.name}: {score['psnr']:.2f} / {score['ssim']:.3f}", flush=True)
         rows.append(_row(folder, of, score))
     budget = {"steps": settings.run.steps, "batch": settings.data.batch, "crop": settings.data.crop}
@@ -84,7 +87,7 @@ def main(
         "set_sha256": held.sha256,
         "images": len(images),
         "protocol": str(protocol),
-        "sigma": noise.sigma_max,
+        "sigma": SIGMA,
         "variant": model.variant,
         "seed": settings.run.seed,
         **budget,

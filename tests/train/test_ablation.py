@@ -123,9 +123,9 @@ def test_runs_of_another_budget_are_not_mixed(ablate: Run, one_error: Callable[[
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("noise.sigma_max=60.0", "expected one noise level and colour, found sigma 50 to 60 and 3 channels"),
+        ("noise.sigma_max=60.0", "expected Table 1's sigma of 50 and 3 channels, found sigma 50 to 60 and 3 channels"),
         ("run.minutes=1.0", "expected a budget of steps alone"),
-        ("model.channels=1", "expected one noise level and colour, found sigma 50 to 50 and 1 channels"),
+        ("model.channels=1", "expected Table 1's sigma of 50 and 3 channels, found sigma 50 to 50 and 1 channels"),
         ("data.crop=12", "expected a multiple of 8"),
     ],
 )
@@ -137,6 +137,14 @@ def test_an_unequal_budget_is_one_line(
         cli.run(app, several=("--data", "--set"), argv=[*map(str, given), "--set", *ONE_LEVEL, change])
     assert done.value.code == 2
     assert expected in one_error()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_not_there_is_told_before_hours_of_training(
+    ablate: Run, one_error: Callable[[], str], tmp_path: Path
+) -> None:
+    assert ablate("--json", tmp_path / "none" / "ablation.json") == 2
+    assert "expected a file in a folder that exists" in one_error()
     assert not (tmp_path / "runs").exists()
 
 
