@@ -1,16 +1,16 @@
 """Table 1 of the paper with networks of ours: trains its six at one budget, and scores each on Kodak24.
 
     python train/ablation.py --data BSDS500 photos --test /data/testsets
-    python train/ablation.py --data photos --test /data/testsets --set run.steps=100000 optimizer.decay_steps=99500
+    python train/ablation.py --data BSDS500 photos --test /data/testsets --output runs/longer \\
+        --set run.steps=20000 optimizer.decay_steps=19500
 
 Each network is a run of `train/run.py` in a folder of OUTPUT; the same command goes on where it was stopped, and where
-all six are trained it only scores them. `make tables` puts the figures beside the paper's.
+all six are trained it only scores them. The figures are in OUTPUT/ablation.json; those in docs/results are what
+`make tables` puts beside the paper's.
 """
 
 import itertools
 import json
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,18 @@ from typing import Annotated, Any
 import typer
 
 from common import cli
-from common.errors import InputError, OutputError
+from common.errors import InputError, ModelError
 from common.files import sha256, write_whole
 
 with cli.needs("dev", __name__):
     from train import config as configuration
+    from train import run
     from train.cells import ImageSet, image_sets
     from train.checkpoint import CHECKPOINT, read_checkpoint
     from train.config import TrainConfig
     from train.datasets import absolute
     from train.evaluate import Protocol, evaluate, finite, open_denoiser, read_clean
+    from train.journal import LOG
     from train.loop import CARD, WEIGHTS
     from train.results_page import PARTS
 
@@ -50,9 +52,9 @@ def main(
     data: Annotated[list[str], typer.Option(help="folders of clean photos to train on (one or more)")],
     test: Annotated[Path, typer.Option(help="folder with Kodak24 anywhere below it")],
     config: Annotated[Path, typer.Option(help="TOML file of the six runs")] = ROOT / "train/configs/ablation.toml",
-    output: Annotated[Path, typer.Option(help="folder of the runs' folders")] = Path("runs/ablation"),
-    json_: Annotated[Path, typer.Option("--json", help="file of the figures; replaced where it exists")] = ROOT
-    / "docs/results/ablation.json",
+    output: Annotated[Path, typer.Option(help="folder of the runs' folders and of the figures")] = Path(
+        "runs/ablation"
+    ),
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the configuration")] = None,
 ) -> None:
     """Train what is not trained yet, then write the figures of all six."""
@@ -65,18 +67,16 @@ def main(
         raise InputError(f"{config}: expected Table 1's sigma of {SIGMA:g} and 3 channels, found {found}")
     if not settings.run.steps or settings.run.minutes:
         raise InputError(f"{config}: expected a budget of steps alone, so that it is the same for all six")
-    if not json_.parent.is_dir():
-        raise OutputError(f"{json_}: expected a file in a folder that exists; choose another --json")
     held = _test_set(test)
     protocol = Protocol.CLIP8 if noise.clip8 else Protocol.FLOAT
     images = read_clean(example.clean[0] for example in held.examples)
     wanted = {output / _name(parts): replace(settings, model=replace(model, **parts)) for parts in NETWORKS}
-    for folder, of in wanted.items():  # before hours of training
-        _check(folder, of)
+    finished = [folder for folder, of in wanted.items() if _finished(folder, of)]  # a wrong one shows before training
     rows = []
     for folder, of in wanted.items():
-        print(f"{folder.name}:", flush=True)
-        _train(folder, of, config, changes)
+        if folder not in finished:
+            print(f"{folder.name}:", flush=True)
+            _train(folder, of, config, changes)
         with open_denoiser(folder / WEIGHTS) as denoiser:
             score = evaluate(denoiser, images, SIGMA, protocol)
         print(f"{folder.name}: {score['psnr']:.2f} / {score['ssim']:.3f}", flush=True)
@@ -94,8 +94,9 @@ def main(
         "date": time.strftime("%Y-%m-%d"),
         "rows": rows,
     }
-    write_whole(json_, json.dumps(finite(record), indent=1) + "\n", overwrite=True)
-    print(f"wrote {json_}; make tables shows it")
+    figures = output / "ablation.json"
+    write_whole(figures, json.dumps(finite(record), indent=1) + "\n", overwrite=True)
+    print(f"wrote {figures}")
 
 
 def _name(parts: dict[str, Any]) -> str:
@@ -107,18 +108,24 @@ def _test_set(folder: Path) -> ImageSet:
     held = next((held for held in sets if held.name == SET), None)
     if held is None:
         raise InputError(f"{folder}: expected Kodak24 below it, found none: {why[SET]}")
+    if held.channels != 3:
+        raise InputError(f"{folder}: expected Kodak24 in colour, found gray images")
     return held
 
 
-def _check(folder: Path, settings: TrainConfig) -> None:
-    """Raises InputError where a run stands in the folder that is not the one that is asked for."""
+def _finished(folder: Path, settings: TrainConfig) -> bool:
+    """Whether this run is at its end, validated. Raises InputError where the folder holds another run."""
     if not (folder / CHECKPOINT).exists():
-        return
-    there = configuration.from_dict(read_checkpoint(folder)["config"], str(folder))
+        if held := [name for name in (WEIGHTS, CARD, LOG) if (folder / name).exists()]:  # killed in its first minute
+            raise InputError(f"{folder} holds {', '.join(held)}, but no checkpoint to go on from: remove it")
+        return False
+    state = read_checkpoint(folder)
+    there = configuration.from_dict(state["config"], str(folder))
     if there != settings:
         pairs = zip(_flat(there).items(), _flat(settings).items(), strict=True)
         name, found, asked = next((name, a, b) for (name, a), (_, b) in pairs if a != b)
         raise InputError(f"{folder} holds a run with {name} {found}, not {asked}: choose another --output")
+    return bool(settings.run.steps <= state["step"] == state.get("validated"))  # killed in its last validation: no
 
 
 def _flat(settings: TrainConfig) -> dict[str, Any]:
@@ -126,29 +133,28 @@ def _flat(settings: TrainConfig) -> dict[str, Any]:
 
 
 def _train(folder: Path, settings: TrainConfig, config: Path, changes: list[str]) -> None:
-    """Train a network as a user would; one that is finished has nothing to do."""
+    """Begin or resume one network's run. Raises typer.Exit where Ctrl-C or SIGTERM stopped it, after it has saved."""
     model = [f"model.{part}={str(getattr(settings.model, part)).lower()}" for part in PARTS]
-    begin = ["--config", str(config), "--output", str(folder), "--set", *changes, *model]
-    code = run_py(["--resume", str(folder)] if (folder / CHECKPOINT).exists() else begin)
-    if code:  # it has told why by itself
-        raise typer.Exit(code)
-
-
-def run_py(arguments: list[str]) -> int:
-    """The exit code of `train/run.py`, in a process of its own, so that no run leaves anything to the next."""
-    return subprocess.run([sys.executable, str(ROOT / "train" / "run.py"), *arguments], check=False).returncode
+    if (folder / CHECKPOINT).exists():
+        run.main(resume=folder)
+    else:
+        run.main(config=config, output=folder, set_=[*changes, *model])
 
 
 def _row(folder: Path, settings: TrainConfig, score: dict[str, Any]) -> dict[str, Any]:
-    card = json.loads((folder / CARD).read_text())
+    state = read_checkpoint(folder)
+    try:
+        card = json.loads((folder / CARD).read_text())
+        on, images = f"{card['device']}, torch {card['torch']}", card["training_images"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"{folder / CARD}: expected a run's card, found: {error!r}") from error
     return {
         **{part: getattr(settings.model, part) for part in PARTS},
         "psnr": round(score["psnr"], 4),
         "ssim": round(score["ssim"], 6),
-        "step": card["step"],
-        "seconds": card["seconds"],
-        "on": f"{card['device']}, torch {card['torch']}",
-        "training_images": card["training_images"],
+        "seconds": round(state["seconds"]),
+        "on": on,
+        "training_images": images,
         "weights_sha256": sha256(folder / WEIGHTS),
     }
 

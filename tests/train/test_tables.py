@@ -270,8 +270,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
         ("published.json", {"cost": None}, "expected figures"),
         ("benchmark_cpu.json", {"rows": [{"size": "480x320", "median_ms": 1}]}, "'engine'"),
         ("benchmark_cpu.json", {"rows": 5}, "expected figures"),
-        ("ablation.json", {"rows": []}, "'crop'"),
-        ("ablation.json", {"rows": [{"psnr": 29.0}]}, "'rsab'"),
+        ("ablation.json", {"rows": []}, "'set'"),
+        ("ablation.json", {"set": "kodak24", "set_sha256": ""}, "'sigma'"),
     ],
 )
 def test_odd_figures_are_one_line_and_change_nothing(
