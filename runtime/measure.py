@@ -5,6 +5,7 @@ as a size that an engine does not take, is noted in its result and stops nothing
 """
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import sys
@@ -174,6 +175,8 @@ def _memory(result: Result) -> Iterator[None]:
     gc.collect()
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()  # or one engine would run in what another has left
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
+        trim(0)  # the same on the host: glibc keeps what was freed in the middle of its heap
     device, resident = device_bytes(), _reset_host_peak()
     yield
     if device is not None and (after := device_bytes()) is not None:
