@@ -81,7 +81,6 @@ def main(
             score = evaluate(denoiser, images, SIGMA, protocol)
         print(f"{folder.name}: {score['psnr']:.2f} / {score['ssim']:.3f}", flush=True)
         rows.append(_row(folder, of, score))
-    budget = {"steps": settings.run.steps, "batch": settings.data.batch, "crop": settings.data.crop}
     record = {
         "set": SET,
         "set_sha256": held.sha256,
@@ -90,7 +89,9 @@ def main(
         "sigma": SIGMA,
         "variant": model.variant,
         "seed": settings.run.seed,
-        **budget,
+        "steps": settings.run.steps,
+        "batch": settings.data.batch,
+        "crop": settings.data.crop,
         "date": time.strftime("%Y-%m-%d"),
         "rows": rows,
     }
