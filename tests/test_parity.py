@@ -29,7 +29,8 @@ from runtime.engines import Engine, open_engine
 from runtime.engines.ort import OrtEngine
 from runtime.engines.torch import TorchEngine
 from runtime.tiles import TILE
-from tests.runtime.gpu_double import World, machine, write_plan
+from tests.runtime.gpu_double import World
+from tests.runtime.tensorrt_double import machine, write_plan
 from train.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent

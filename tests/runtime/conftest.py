@@ -1,4 +1,4 @@
-"""Small ONNX models that stand in for SADNet."""
+"""Small ONNX models and plans that stand in for SADNet."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.runtime.tensorrt_double import LARGE, SMALL, write_plan
 
 
 def _write_model(
@@ -47,3 +49,12 @@ def _write_model(
 def write_model() -> Callable[..., Path]:
     """Call with a path and the options of `_write_model`; returns the path."""
     return _write_model
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Path:
+    """A folder with plans of three sizes, for `tensorrt_double`."""
+    write_plan(tmp_path / "large.plan", LARGE, LARGE)
+    write_plan(tmp_path / "range.plan", (8, 8), (96, 96))
+    write_plan(tmp_path / "small.plan", SMALL, SMALL)
+    return tmp_path

@@ -24,7 +24,8 @@ from common.machine import Gpu
 from common.probing import Answer, FaultError, Probe
 from runtime import doctor
 from tests.runtime.driver_double import build_driver
-from tests.runtime.gpu_double import VERSION, World, machine, write_plan
+from tests.runtime.gpu_double import World
+from tests.runtime.tensorrt_double import VERSION, machine, write_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "runtime" / "doctor.py"

@@ -23,7 +23,8 @@ from export.plan_rtx import RtxTarget
 from export.plan_types import Precision
 from runtime.engines import open_engine
 from runtime.engines.plan_file import open_plan, rebuild
-from tests.runtime.gpu_double import World, machine, write_plan
+from tests.runtime.gpu_double import World
+from tests.runtime.tensorrt_double import machine, write_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (64, 96)
