@@ -19,7 +19,13 @@ MOST_PIXELS = 2**26
 
 def application(description: str) -> typer.Typer:
     """A Typer application in the house's style: no shell completion, plain tracebacks for defects of ours."""
-    return typer.Typer(help=description, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    return typer.Typer(
+        help=description,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 @contextlib.contextmanager

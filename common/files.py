@@ -51,7 +51,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
-    with open(temporary, "rb") as file:  # on disk before its name is: a power cut must not leave an empty file
+    # On disk before its name is: a power cut must not leave an empty file. Windows syncs only what may be written to.
+    with open(temporary, "r+b") as file:
         os.fsync(file.fileno())
     if overwrite:
         temporary.replace(target)

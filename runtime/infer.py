@@ -67,11 +67,15 @@ def infer(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="A file for one file, otherwise a folder. Default: beside the input, named *_denoised."),
+        typer.Option(
+            help="A file for one file, otherwise a folder. Default: beside the file or folder, *_denoised."
+        ),
     ] = None,
     strength: Annotated[float, typer.Option(help="0 keeps the input, 1 denoises fully.")] = 1.0,
     depth: Annotated[int | None, typer.Option(help="8: round 16-bit images to 8 bits; default: keep theirs.")] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEG and WebP images and of videos, 1 to 100.")] = 95,
+    quality: Annotated[
+        int, typer.Option(help="Of JPEG and WebP images and of videos, 1 to 100 (WebP: lossless).")
+    ] = 95,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave outputs that exist, and do the rest.")
@@ -97,12 +101,16 @@ def infer(
     plan = make_plan(inputs, output, overwrite=overwrite, skip_existing=skip_existing)
     if plan.faults and (plan.alone or (len(plan.faults) == 1 and not plan.jobs and not plan.skipped)):
         raise plan.faults[0]
-    summary = Summary()
+    summary, name = Summary(), ""
     with _own_stderr() as stderr:
         for fault in plan.faults:
             print(_line(f"error: {fault}"), file=stderr)
+        if plan.left_out:
+            kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(plan.left_out.items()))
+            print(f"note: files of kinds that are not read were left out: {kinds}", file=stderr)
         if plan.jobs:
             with Denoiser(path, tile=tile, threads=threads) as denoiser:
+                name = denoiser.engine.name
                 if not tile and denoiser.side < TILE:
                     note = f"note: in tiles of {denoiser.side} pixels, as little memory is free: --tile {TILE} insists"
                     print(note, file=stderr)
@@ -112,7 +120,7 @@ def infer(
     if plan.alone and summary.faults:
         raise summary.faults[0]
     failed = len(plan.faults) + len(summary.faults)
-    print(_line(_told(summary, plan, failed)))
+    print(_line(_told(summary, plan, failed, name)))
     if summary.interrupted is not None:
         raise typer.Exit(130)
     if failed:
@@ -124,7 +132,7 @@ def _gray_note(model: Path) -> str | None:
     better = better_on_gray(model)
     if better is None:
         return None
-    line = f"note: {model.stem} leaves most of a gray picture's noise, as it is for noise that differs between channels"
+    line = f"note: {model.stem} leaves most of a gray picture's white noise"
     return line + (f": --model {' or '.join(found.name for found in better)} removes more" if better else "")
 
 
@@ -160,12 +168,13 @@ def _denoise(denoiser: Denoiser, plan: Plan, settings: Settings, gray_note: str 
         return denoise_files(denoiser, plan.jobs, settings, report=report, progress=progress)
 
 
-def _told(summary: Summary, plan: Plan, failed: int) -> str:
+def _told(summary: Summary, plan: Plan, failed: int, engine: str) -> str:
     """The run in one line."""
     videos = sum(job.video for job in plan.jobs)
     kind = "image" if not videos else "video" if videos == len(plan.jobs) else "file"
     speed = summary.done / max(summary.seconds, 1e-9)
-    line = f"{summary.done} {kind}{'' if summary.done == 1 else 's'} in {summary.seconds:.2f} s ({speed:.2f} {kind}s/s)"
+    how = f"{speed:.2f} {kind}s/s{f'; {engine}' if engine else ''}"
+    line = f"{summary.done} {kind}{'' if summary.done == 1 else 's'} in {summary.seconds:.2f} s ({how})"
     if plan.skipped:
         line += f", {plan.skipped} skipped"
     if failed:
@@ -174,8 +183,8 @@ def _told(summary: Summary, plan: Plan, failed: int) -> str:
         left = len(plan.jobs) - summary.done - len(summary.faults)
         line += f", interrupted with {left} left: --skip-existing goes on from here"
         line += f"; {summary.interrupted}" if summary.interrupted else ""
-    elif plan.alone and summary.done:
-        line += f" -> {plan.jobs[0].target}"
+    elif summary.done and (into := plan.jobs[0].target if plan.alone else plan.into):
+        line += f" -> {into}"
     return line
 
 

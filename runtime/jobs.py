@@ -4,6 +4,7 @@ Known before a model is loaded, so that what cannot be done is told at once.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -14,6 +15,13 @@ from common.images import IMAGE_SUFFIXES
 from runtime.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+_PHOTOS = dict.fromkeys(
+    (".heic", ".heif", ".avif", ".jxl", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+    "export it as TIFF or JPEG first",
+)
+_VIDEOS = dict.fromkeys((".avi", ".mts", ".m2ts", ".ts", ".wmv", ".flv"), "ffmpeg -i IN -c copy OUT.mkv wraps it anew")
+OTHERS = _PHOTOS | _VIDEOS
+"""Endings of photos and videos that are not read, and what helps."""
 _WILD = frozenset("*?[")
 _DENOISED = "_denoised"
 
@@ -41,6 +49,10 @@ class Plan:
     """One for each input that cannot be done, or output that may not be written."""
     alone: bool = False
     """The command names a single file, not a folder or pattern."""
+    into: Path | None = None
+    """The folder that all outputs are below, where there is one."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """By their endings, photos and videos of kinds that are not read, in the folders given."""
 
 
 def is_video(path: Path) -> bool:
@@ -66,10 +78,12 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = Fals
         if output and is_folder(given) and os.path.realpath(output) == os.path.realpath(given):
             raise InputError(f"--output {output}: expected another folder than the input's, found the same")
     plan = Plan(alone=alone)
+    if not alone and (output or (len(inputs) == 1 and is_folder(inputs[0]))):
+        plan.into = output or _folder_beside(inputs[0])
     found: dict[Path, Path] = {}  # output -> input
     for given in inputs:
         try:
-            for source, target in _pairs(given, output, alone, plan.faults):
+            for source, target in _pairs(given, output, plan):
                 if found.setdefault(target, source) != source:
                     text = f"{source} and {found[target]} would both be written to {target}"
                     plan.faults.append(InputError(f"{text}: give them folders of their own"))
@@ -79,9 +93,8 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = Fals
             plan.faults.append(InputError(f"{given}: expected images or videos, cannot read it: {error.strerror}"))
         except RecursionError:
             plan.faults.append(InputError(f"{given}: expected folders less than about a thousand deep, found more"))
-    if output is None and not overwrite:
-        # `*.jpg` finds the results of an earlier run too
-        found = {t: s for t, s in found.items() if not (_is_result(s) and s in found)}
+    results = {_beside(source) for source in found.values()}  # `*.jpg` finds those of an earlier run too
+    found = {target: source for target, source in found.items() if source not in results}
     sources = {os.path.realpath(source) for source in found.values()}
     for target, source in found.items():
         if os.path.realpath(target) in sources:
@@ -110,28 +123,30 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def _pairs(given: Path, output: Path | None, alone: bool, faults: list[SadnetError]) -> Iterator[tuple[Path, Path]]:
+def _pairs(given: Path, output: Path | None, plan: Plan) -> Iterator[tuple[Path, Path]]:
     if is_folder(given):
-        folder = given.resolve()
-        into = output or folder.parent / f"{folder.name}{_DENOISED}"
-        found = list(_files_below(given, into, faults))
-        if not found:
+        into = output or _folder_beside(given)
+        found = list(_files_below(given, into, plan))
+        if not found and not plan.left_out:
             raise InputError(f"{given}: expected a folder with images or videos ({_suffixes()}), found none in it")
         yield from ((source, into / source.relative_to(given)) for source in found)
     elif _is_pattern(given):
         fixed, matches = _matches(given)
+        if output and _is_below(output, fixed):  # `**` finds the results of an earlier run
+            matches = [match for match in matches if not _is_below(match, output)]
         if not matches:
             raise InputError(f"{given}: expected images or videos ({_suffixes()}), found none of that name")
         yield from ((m, output / m.relative_to(fixed) if output else _beside(m)) for m in matches)
     else:
-        yield given, _target(given, output, alone)
+        yield given, _target(given, output, plan.alone)
 
 
 def _target(given: Path, output: Path | None, alone: bool) -> Path:
     if not given.exists():
         raise InputError(f"{given}: expected an image or video file or a folder, found nothing of that name")
     if given.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{given}: expected an image or a video ({_suffixes()}), found {_ending(given)}")
+        todo = f": {OTHERS[given.suffix.lower()]}" if given.suffix.lower() in OTHERS else ""
+        raise InputError(f"{given}: expected an image or a video ({_suffixes()}), found {_ending(given)}{todo}")
     if output is None:
         return _beside(given)
     if not alone or is_folder(output):
@@ -145,11 +160,11 @@ def _target(given: Path, output: Path | None, alone: bool) -> Path:
     return output
 
 
-def _files_below(folder: Path, skip: Path, faults: list[SadnetError]) -> Iterator[Path]:
+def _files_below(folder: Path, skip: Path, plan: Plan) -> Iterator[Path]:
     """Images and videos in a stable order, without hidden ones, linked folders, and the output of an earlier run."""
 
     def unreadable(error: OSError) -> None:
-        faults.append(InputError(f"{error.filename}: expected a folder, cannot read it: {error.strerror}"))
+        plan.faults.append(InputError(f"{error.filename}: expected a folder, cannot read it: {error.strerror}"))
 
     for root, folders, names in os.walk(folder, onerror=unreadable):
         here = Path(root)
@@ -159,8 +174,11 @@ def _files_below(folder: Path, skip: Path, faults: list[SadnetError]) -> Iterato
             if not name.startswith(".") and os.path.realpath(here / name) != os.path.realpath(skip)
         )
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if not name.startswith(".") and suffix in SUFFIXES:
                 yield here / name
+            elif not name.startswith(".") and suffix in OTHERS:
+                plan.left_out[suffix] += 1
 
 
 def _matches(pattern: Path) -> tuple[Path, list[Path]]:
@@ -208,8 +226,13 @@ def _is_pattern(path: Path) -> bool:
         return False
 
 
-def _is_result(path: Path) -> bool:
-    return path.stem.endswith(_DENOISED)
+def _folder_beside(folder: Path) -> Path:
+    folder = folder.resolve()
+    return folder.parent / f"{folder.name}{_DENOISED}"
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def _beside(path: Path) -> Path:

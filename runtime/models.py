@@ -39,19 +39,21 @@ def model_file(name: str, folder: Path = ASSETS) -> Path:
 
 
 def better_on_gray(path: Path, folder: Path = ASSETS) -> list[Model] | None:
-    """The bundled models that do better on gray pictures than the one in `path`, which may be the user's own.
+    """The bundled models that do better on gray pictures with white noise than the one in `path`, maybe the user's own.
 
-    None where nothing is to be said of it: a colour model for white noise has learned that noise differs from channel
-    to channel, and takes what is equal in all of them for detail; of others nothing is known, or they do better.
+    None where nothing is to be said of it. A colour model for white noise has learned that noise differs from channel
+    to channel, and takes what is equal in all of them for detail; one for cameras has seen little that is as strong.
     """
     path = path.resolve()
     if path.parent != folder.resolve():
         return None
     models = bundled_models(folder)
     used = next((model for model in models if model.path.resolve() == path), None)
-    if not used or used.channels != 3 or not used.white:
+    if not used or used.channels != 3:
         return None
     gray = [model for model in models if model.channels == 1]
+    if not used.white:
+        return gray or None
     return gray or [model for model in models if model.channels == 3 and not model.white]
 
 

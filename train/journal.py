@@ -5,10 +5,11 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -62,10 +63,15 @@ def _logged_step(line: str) -> float:
 
 @contextmanager
 def _terminal(config: TrainConfig, first: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields advance(step, text): a bar on a terminal, a line now and then elsewhere."""
+    """Yields advance(step, text): a bar on a terminal, a line now and then into a file or pipe."""
     run = config.run
+
+    def tell(text: str) -> None:
+        with suppress(OSError):  # as `Processes.say`
+            print(text, flush=True)
+
     if not sys.stderr.isatty():
-        yield lambda _, text: print(text, flush=True)
+        yield lambda _, text: tell(text)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -75,12 +81,14 @@ def _terminal(config: TrainConfig, first: int) -> Iterator[Callable[[int, str], 
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         total = run.steps - first if run.steps else run.minutes * 60
         task, begun = progress.add_task("training", total=total), time.monotonic()
 
         def advance(step: int, text: str) -> None:
             done = step - first if run.steps else time.monotonic() - begun
             progress.update(task, completed=done, description=text)
+            if not sys.stdout.isatty():
+                tell(text)
 
         yield advance

@@ -56,7 +56,8 @@ class Processes:
     def say(self, text: str) -> None:
         """A line on stdout, from the first process only."""
         if self.first:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):  # the reader of a pipe may go away, as `| head` does; the run goes on
+                print(text, flush=True)
 
     def share(self, count: int) -> range:
         """This process's part of `count` samples, a multiple of `size`."""

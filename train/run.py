@@ -148,8 +148,9 @@ def _plan(asked: Asked, processes: int) -> Plan:
             overrides = [*_branch(state["step"], steps), *overrides]
         settings = configuration.from_dict(configuration.override(state["config"], overrides), str(source))
         folder = source
+        if decay or _validation(settings) != _validation(configuration.from_dict(state["config"], str(source))):
+            state["best"] = float("-inf")  # a branch keeps the best of its own; other scores do not compare
         if decay:
-            state["best"] = float("-inf")  # the branch keeps the best of its own
             named = source if source.name not in ("", "..") else source.resolve()
             folder = output or named.with_name(f"{named.name}-decay{state['step']}")
     if settings.data.batch % processes:
@@ -160,6 +161,12 @@ def _plan(asked: Asked, processes: int) -> Plan:
         hint = "--resume it, or " if CHECKPOINT in held else ""
         raise InputError(f"{folder} holds a run already ({', '.join(held)}): {hint}choose another --output")
     return Plan(settings, folder, state, load_weights(asked.init).state_dict() if asked.init else None)
+
+
+def _validation(settings: TrainConfig) -> tuple[object, ...]:
+    """What a validation's PSNR depends on, but for the weights."""
+    data, run = settings.data, settings.run
+    return data.folders, data.holdout, run.validation_sigmas, run.validation_crop, settings.noise.clip8
 
 
 def _branch(step: int, length: int | None) -> list[str]:

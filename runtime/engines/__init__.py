@@ -24,8 +24,9 @@ def open_engine(path: str | os.PathLike[str], threads: int | None = None) -> Eng
     for another machine, DependencyError where the engine's package or its GPU is missing.
     """
     path = Path(path)
-    if threads is not None and threads < 1:
-        raise InputError(f"expected at least 1 thread, found {threads}")
+    most = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= most:  # more than the cores only get in each other's way
+        raise InputError(f"--threads: expected 1 to {most}, the cores of this machine, found {threads}")
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
         plans = sorted(path.glob("*.plan")) if is_folder else [path]

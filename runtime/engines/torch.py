@@ -1,7 +1,7 @@
 """PyTorch: weights as `train/run.py` writes them; on a GPU in half precision, with our kernels, as CUDA graphs.
 
-Only callers that have torch import this. What `_Cuda` does has not run on a GPU; tests/runtime drives the rest with a
-double of it, which puts off and reorders all that CUDA may.
+Only callers that have torch import this. Beside the tests on a GPU, tests/runtime drives all but `_Cuda` with a double
+of it, which puts off and reorders all that CUDA may.
 """
 
 import contextlib

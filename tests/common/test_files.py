@@ -101,3 +101,17 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
         write_whole(tmp_path / "x", b"ours", overwrite=False)
     assert (tmp_path / "x").read_bytes() == (b"theirs" if taken else b"ours")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_synced_is_open_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses others."""
+    synced: list[int] = []
+
+    def fsync(number: int) -> None:
+        os.write(number, b"")  # fails where it may only be read
+        synced.append(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "x", b"new", overwrite=False)
+    assert len(synced) == 1
+    assert (tmp_path / "x").read_bytes() == b"new"

@@ -160,7 +160,26 @@ def test_results_beside_their_originals_are_no_inputs(here: Path) -> None:
         assert sorted(pairs(plan)) == ["b.jpg", "c_denoised.jpg"]  # of the last there is no original
         assert (plan.skipped, plan.faults) == (1, [])
         replacing = plan_of(*inputs, overwrite=True)
-        assert "a.jpg would be written over a_denoised.jpg, an input" in str(replacing.faults[0])
+        assert (sorted(pairs(replacing)), replacing.faults) == (["a.jpg", "b.jpg", "c_denoised.jpg"], [])
+    touch("folder/a.jpg", "folder/a_denoised.jpg")
+    assert pairs(plan_of("folder", output="out")) == {"folder/a.jpg": "out/a.jpg"}
+    assert pairs(plan_of("a_denoised.jpg")) == {"a_denoised.jpg": "a_denoised_denoised.jpg"}  # named, and alone
+
+
+def test_outputs_below_a_pattern_are_no_inputs(here: Path) -> None:
+    touch("in/a.jpg", "clean/in/a.jpg", "clean/b.jpg")
+    plan = plan_of("**/*.jpg", output="clean", skip_existing=True)
+    assert (pairs(plan), plan.skipped, plan.faults) == ({}, 1, [])
+    assert pairs(plan_of("clean/*.jpg", output="again")) == {"clean/b.jpg": "again/b.jpg"}
+    assert "would be written over clean/b.jpg, an input" in str(plan_of("clean/*.jpg", output="clean").faults[0])
+
+
+def test_kinds_that_are_not_read_are_counted_in_folders_and_named_with_what_helps(here: Path) -> None:
+    touch("in/a.jpg", "in/b.HEIC", "in/x/c.heic", "in/d.avi", "in/.e.heic", "in/notes.txt")
+    plan = plan_of("in")
+    assert (dict(plan.left_out), plan.faults, plan.into) == ({".heic": 2, ".avi": 1}, [], here / "in_denoised")
+    assert str(plan_of("in/b.HEIC").faults[0]).endswith("found '.HEIC': export it as TIFF or JPEG first")
+    assert str(plan_of("in/d.avi").faults[0]).endswith("found '.avi': ffmpeg -i IN -c copy OUT.mkv wraps it anew")
 
 
 def test_an_input_given_twice_is_done_once(here: Path) -> None:

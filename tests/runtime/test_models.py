@@ -62,13 +62,13 @@ def test_models_that_do_better_on_gray(tmp_path: Path) -> None:
     for other in ("real.onnx", "rain.onnx", "mine.onnx"):
         assert better(other) is None
     bundle(tmp_path, "gray", {"trained": {"config": CONFIG}})
-    assert better("white.onnx") == ["gray"]
+    assert better("white.onnx") == better("real.onnx") == ["gray"]
     assert better("gray.onnx") is None
 
 
-def test_the_default_model_is_weak_on_gray() -> None:
-    assert "real_color" not in [model.name for model in better_on_gray(ASSETS / "real_color.onnx") or []]
-    assert better_on_gray(ASSETS / "blind_color.onnx")
+def test_the_colour_models_are_weak_on_gray() -> None:
+    for name in ("real_color", "blind_color"):
+        assert [model.name for model in better_on_gray(ASSETS / f"{name}.onnx") or []] == ["blind_gray"]
 
 
 def test_every_bundled_model_has_a_card() -> None:

@@ -18,6 +18,7 @@ from train.loop import Trainer
 Train = Callable[..., int]
 Logged = Callable[..., dict[int, float]]
 State = Callable[[Path], dict[str, Any]]
+ROOT = Path(__file__).resolve().parents[2]
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
@@ -185,6 +186,28 @@ def test_settings_changed_on_resumption_count(halfway: Path, tmp_path: Path, tra
     group = state(folder)["optimizer"]["param_groups"][0]
     assert (state(folder)["step"], group["betas"], group["eps"], group["lr"]) == (4, (0.9, 0.5), 1e-6, 2e-3)
     assert state(folder)["config"]["optimizer"]["beta2"] == 0.5
+
+
+def test_scores_of_another_validation_do_not_stand_in_the_way(
+    halfway: Path, tmp_path: Path, train: Train, state: State
+) -> None:
+    """PSNR at sigma 75 is lower than any before it; the best weights are to be of those validations alone."""
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    before, weights = state(folder)["best"], (folder / "weights.safetensors").read_bytes()
+    assert train("--resume", folder, "--set", "run.validation_sigmas=[75.0]", "--set", "run.steps=4") == 0
+    assert state(folder)["best"] < before
+    assert (folder / "weights.safetensors").read_bytes() != weights
+
+
+def test_a_reader_of_the_lines_that_goes_away_does_not_end_the_run(config: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "train/run.py", "--config", str(config), "--output", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr is not None
+        assert "cannot write" not in run.stderr.read()
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 6
 
 
 def test_the_optimizer_goes_on_in_another_order_in_memory(
