@@ -103,7 +103,7 @@ def denoise_video(
     with Source(source) as clip, contextlib.closing(clip.pieces()) as pieces:
         if os.path.realpath(source) == os.path.realpath(target):
             raise OutputError(f"{source} would be written over {target}, its input: choose another --output")
-        with _sigterm_interrupts(), whole_file(target, overwrite=overwrite) as temporary:
+        with _interrupted_once(), whole_file(target, overwrite=overwrite) as temporary:
             first = next(pieces)
             with Target(temporary, target, clip, first.frame, quality or QUALITY) as written:
                 try:
@@ -197,17 +197,26 @@ def _keep_partial(written: "Target", error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Makes a KeyboardInterrupt of SIGTERM too, which would end the process, unless the caller has other plans."""
+def _interrupted_once() -> Iterator[None]:
+    """Makes one KeyboardInterrupt of SIGINT and SIGTERM, unless the caller has other plans for them.
+
+    Those after the first count for nothing: threads are to end, and the frames so far to be kept.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    interrupted = False
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, interrupt)
+    main = threading.current_thread() is threading.main_thread()
+    ours = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) == handler}
+    for number in ours:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in ours.items():
+            signal.signal(number, handler)

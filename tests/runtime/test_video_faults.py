@@ -158,6 +158,26 @@ def test_an_interrupt_of_the_last_moment_loses_nothing(tmp_path: Path, monkeypat
     assert (len(after.frames), after.packets) == (5, Read(clip).packets)
 
 
+def test_a_second_interrupt_waits_for_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "check", lambda target: signal.raise_signal(signal.SIGINT))
+    finish, calls = Target.finish, itertools.count()
+
+    def interrupted(target: Target) -> None:
+        if next(calls) == 1:  # for the partial file
+            signal.raise_signal(signal.SIGINT)
+        finish(target)
+
+    monkeypatch.setattr(Target, "finish", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="the first 5 frames"):
+            denoise_video(same, make(tmp_path / "clip.mp4"), tmp_path / "out.mp4")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert next(calls) == 2
+    assert len(Read(tmp_path / "out.partial.mp4").frames) == 5
+
+
 def test_an_error_at_the_first_frame_leaves_nothing(tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4")
     with pytest.raises(KeyboardInterrupt) as raised:
