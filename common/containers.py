@@ -1,5 +1,6 @@
 """What a picture file says of itself before anything of it is decoded: its format, its size, its parts."""
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _STARTS = {b"\xff\xd8\xff": "JPEG", PNG_START: "PNG", b"BM": "BMP"}
 _STARTS |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of a frame, which has the size
 _SCAN = 0xDA
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # of a JPEG's segment, not of filling or coded pixels
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Of a pixel, by colour type."""
 _DENSEST = 1032
@@ -73,6 +75,15 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield marker, data[position + 4 : position + 2 + length]
         position += 2 + length
+
+
+def jpeg_scans(data: bytes) -> int:
+    """How many scans there are up to the picture's end; what phones append, such as a film, counts for nothing."""
+    position, scans = 2, 0
+    while (found := _MARKER.search(data, position)) and (marker := found[1][0]) != 0xD9:
+        scans += marker == _SCAN
+        position = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    return scans
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.chatter import quiet_stderr
-from common.containers import FORMATS, animated, format_of, header_of
+from common.containers import FORMATS, animated, format_of, header_of, jpeg_scans, png_chunks
 from common.directories import DamagedError
 from common.errors import InputError, OutputError
 from common.files import write_whole
@@ -34,7 +34,6 @@ _MOST_SIDE = 2**20
 _MOST_SCANS = 100
 """Of a progressive JPEG: each costs a pass over all pixels, and takes as little as 30 bytes of the file."""
 _NAMES = "JPEG, PNG, TIFF, WebP or BMP"
-_QUALITY = {"JPEG": cv2.IMWRITE_JPEG_QUALITY, "WebP": cv2.IMWRITE_WEBP_QUALITY}
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,8 @@ def decode_picture(data: bytes, name: str, *, most_pixels: int = MOST_PIXELS) ->
         raise InputError(f"{name}: expected 8- or 16-bit samples, found {decoded.dtype}: save it as a 16-bit file")
     gray = kind == "PNG" and data[25] in (0, 4)  # OpenCV turns gray with alpha into colour
     pixels, alpha = _split(upright(decoded, turned), gray)
+    if gray and alpha is None:
+        alpha = _alpha_of_gray(data, pixels)
     return Picture(pixels, alpha, metadata, premultiplied)
 
 
@@ -155,7 +156,8 @@ def eight_bits(picture: Picture) -> Picture:
 def encode_picture(
     picture: Picture, suffix: str, quality: int = 95, *, consume: bool = False
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Encode for a file name ending such as ".png"; `quality`, 1 to 100, is that of JPEG and WebP.
+    """Encode for a file name ending such as ".png"; `quality`, 1 to 100, is that of JPEG and WebP, where
+    100 is lossless.
 
     `consume`: the picture is not needed any more, and its pixels may be changed, which saves a copy of them.
 
@@ -224,7 +226,7 @@ def _check_header(kind: str, data: bytes, name: str, most_pixels: int) -> None:
             f"{name}: expected at most {most_pixels / 1e6:g} megapixels, found {width * height / 1e6:.1f} "
             f"({width}x{height}): raise --max-megapixels if that is its true size"
         )
-    if kind == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
+    if kind == "JPEG" and jpeg_scans(data) > _MOST_SCANS:
         raise InputError(f"{name}: expected a JPEG of at most {_MOST_SCANS} scans, found more: save it anew")
 
 
@@ -237,6 +239,16 @@ def _undecodable(name: str, kind: str) -> NoReturn:
 def _unwritable(pixels: NDArray[Any], kind: str) -> NoReturn:
     height, width = pixels.shape[:2]
     raise OutputError(f"a picture of {width}x{height} cannot be written as {kind}: write a PNG or TIFF")
+
+
+def _alpha_of_gray(data: bytes, pixels: NDArray[Any]) -> NDArray[Any] | None:
+    """Of a gray PNG that names a transparent value, which OpenCV leaves out."""
+    named = dict(png_chunks(data)).get(b"tRNS", b"")
+    if len(named) != 2:
+        return None
+    most, bits = np.iinfo(pixels.dtype).max, data[24]
+    transparent = int.from_bytes(named, "big") * (255 // (2**bits - 1) if bits < 8 else 1)
+    return np.where(pixels == transparent, 0, most).astype(pixels.dtype)
 
 
 def _split(decoded: NDArray[Any], gray: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -265,13 +277,27 @@ def _encode(
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:
         with quiet_stderr():
-            done, data = cv2.imencode(suffix, image, [_QUALITY[kind], quality] if kind in _QUALITY else [])
+            done, data = cv2.imencode(suffix, image, _options(kind, quality))
     except cv2.error:
         done = False
     if not done:
         _unwritable(pixels, kind)
     del image  # of 100 megapixels each copy counts
     return data.tobytes()
+
+
+def _options(kind: str, quality: int) -> list[int]:
+    """OpenCV's. JPEG keeps the colours' whole size: OpenCV's half would cost 4 dB of what was denoised."""
+    if kind == "JPEG":
+        return [
+            cv2.IMWRITE_JPEG_QUALITY,
+            quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ]
+    if kind == "WebP":
+        return [cv2.IMWRITE_WEBP_QUALITY, quality if quality < 100 else 101]  # above 100 OpenCV loses nothing
+    return []
 
 
 def _gray_alpha_png(gray: NDArray[Any], alpha: NDArray[Any]) -> bytes:

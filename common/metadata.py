@@ -10,18 +10,33 @@ import struct
 import zlib
 from typing import Literal
 
-from common.containers import jpeg_segments, png_chunks, riff_chunks
+from common.containers import header_of, jpeg_segments, png_chunks, riff_chunks
 from common.directories import ORIENTATION, DamagedError, Reader
 
-Name = Literal["EXIF", "XMP", "ICC", "CICP"]
+Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "resolution"]
 Metadata = dict[Name, bytes]
-"""EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile, CICP's four bytes."""
+"""EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile, CICP's four bytes; resolution as two
+big-endian numbers of pixels a metre; as they lie in the file, a JPEG's IPTC and comment, a PNG's text and gamma."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _PNG_XMP = b"XML:com.adobe.xmp"
 _SEGMENT = 65533  # bytes of content in a JPEG segment
 _MOST = 2**26
 """Bytes that a compressed profile or text may have once it is not."""
+_HELD_BY: dict[Name, tuple[str, ...]] = {
+    "CICP": ("PNG",),
+    "text": ("PNG",),
+    "gamma": ("PNG",),
+    "IPTC": ("JPEG",),
+    "comment": ("JPEG",),
+    "resolution": ("JPEG", "PNG"),
+}
+_APART: dict[int, Name] = {0xED: "IPTC", 0xFE: "comment"}
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_USUAL_GAMMA = 45455
+"""sRGB's, which is taken where none is told."""
+_INCHES = 10000 / 254
+"""In a metre."""
 _WEBP_FLAGS = {"ICC": 0x20, "EXIF": 0x08, "XMP": 0x04}
 
 
@@ -41,8 +56,8 @@ def storable(kind: str, metadata: Metadata, colour: bool) -> Metadata:
     """Those that a file of this format can hold. colour: whether the pixels are; profiles are for one or the other."""
 
     def fits(name: Name, chunk: bytes) -> bool:
-        if name == "CICP":
-            return kind == "PNG"
+        if name in _HELD_BY:
+            return kind in _HELD_BY[name]
         if name == "ICC" and (chunk[16:20] == b"GRAY") == colour and (colour or kind == "PNG"):
             return False  # a profile for gray beside colours, or in a PNG the other way round
         if kind == "JPEG":
@@ -87,6 +102,11 @@ def _from_jpeg(data: bytes) -> Metadata:
             profile[content[12]] = content[14:]
             if len(profile) == content[13]:  # all parts are there
                 found["ICC"] = b"".join(part for _, part in sorted(profile.items()))
+        elif marker in _APART:
+            found[_APART[marker]] = found.get(_APART[marker], b"") + _segment(marker, content)
+        elif marker == 0xE0 and content.startswith(b"JFIF\0") and content[7] in (1, 2):
+            scale = _INCHES if content[7] == 1 else 100
+            found["resolution"] = struct.pack(">II", *(round(n * scale) for n in struct.unpack_from(">HH", content, 8)))
     return found
 
 
@@ -95,14 +115,24 @@ def _into_jpeg(data: bytes, metadata: Metadata) -> bytes:
     step = _SEGMENT - 14
     profile = [metadata["ICC"][at : at + step] for at in range(0, len(metadata.get("ICC", b"")), step)]
     parts += [(0xE2, _ICC + bytes((i, len(profile))) + part) for i, part in enumerate(profile, start=1)]
-    segments = b"".join(struct.pack(">BBH", 0xFF, marker, len(part) + 2) + part for marker, part in parts)
+    segments = b"".join(_segment(marker, part) for marker, part in parts)
+    segments += metadata.get("IPTC", b"") + metadata.get("comment", b"")
     # JFIF's own segment comes first
     after = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
-    return data[:after] + segments + data[after:]
+    first = data[:after]
+    if "resolution" in metadata and after >= 20:
+        inches = (min(max(round(n / _INCHES), 1), 65535) for n in struct.unpack(">II", metadata["resolution"]))
+        first = first[:13] + struct.pack(">BHH", 1, *inches) + first[18:]
+    return first + segments + data[after:]
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
 def _from_png(data: bytes) -> Metadata:
     found: Metadata = {}
+    usual = False
     for chunk, content in png_chunks(data):
         word, _, rest = content.partition(b"\0")
         if chunk == b"eXIf":
@@ -117,6 +147,16 @@ def _from_png(data: bytes) -> Metadata:
                 rest = rest[2:].split(b"\0", 2)[2]  # behind the language and the translated keyword
                 rest = _inflated(rest) if compressed else rest
             found["XMP"] = rest.rstrip(b"\0")
+        elif chunk in _TEXTS:
+            found["text"] = found.get("text", b"") + png_chunk(chunk, content)
+        elif chunk in (b"gAMA", b"cHRM"):
+            found["gamma"] = found.get("gamma", b"") + png_chunk(chunk, content)
+            usual |= chunk == b"gAMA" and content == _USUAL_GAMMA.to_bytes(4, "big")
+        elif chunk == b"pHYs" and content[8:] == b"\1":  # else it states no more than the pixels' shape
+            found["resolution"] = content[:8]
+        usual |= chunk == b"sRGB"
+    if usual:
+        found.pop("gamma", None)
     return found
 
 
@@ -130,6 +170,9 @@ def _into_png(data: bytes, metadata: Metadata) -> bytes:
         chunks += png_chunk(b"eXIf", metadata["EXIF"])
     if "XMP" in metadata:
         chunks += png_chunk(b"iTXt", _PNG_XMP + bytes(5) + metadata["XMP"])
+    if "resolution" in metadata:
+        chunks += png_chunk(b"pHYs", metadata["resolution"] + b"\1")
+    chunks += metadata.get("gamma", b"") + metadata.get("text", b"")  # their own order: gamma before the pixels
     header = 33  # signature and IHDR
     return data[:header] + chunks + data[header:]
 
@@ -148,9 +191,12 @@ def _from_webp(data: bytes) -> Metadata:
 def _into_webp(data: bytes, metadata: Metadata) -> bytes:
     chunks = dict(riff_chunks(data))
     extended = bytearray(chunks.pop(b"VP8X", b""))
-    if not extended:  # OpenCV's lossy files without alpha have none: the frame states the size
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
-        extended = bytearray(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    if not extended:  # OpenCV's lossless files, and its lossy ones without alpha, have none
+        size = header_of("WebP", data)
+        if size is None:
+            raise DamagedError
+        extended = bytearray(4) + (size.width - 1).to_bytes(3, "little") + (size.height - 1).to_bytes(3, "little")
+        extended[0] = chunks.get(b"VP8L", bytes(5))[4] & 0x10  # alpha, at the same bit
     for kept in metadata:
         extended[0] |= _WEBP_FLAGS[kept]
     before = {b"VP8X": bytes(extended), b"ICCP": metadata.get("ICC", b"")}

@@ -308,15 +308,6 @@ def test_a_png_without_all_of_its_chunks_is_not_decoded(tmp_path: Path, monkeypa
             read(tmp_path, bad)
 
 
-def test_scans_of_a_jpeg_are_counted(tmp_path: Path) -> None:
-    """Each scan of 31 bytes costs a pass over all pixels: a file of a megabyte would be hours of work."""
-    data = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
-    last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
-    read(tmp_path, data[:last] + data[last:end] * 50 + data[end:])
-    with pytest.raises(InputError, match="at most 100 scans"):
-        read(tmp_path, data[:last] + data[last:end] * 200 + data[end:])
-
-
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     for suffix in (".jpg", ".webp", ".bmp"):
         with pytest.raises(OutputError, match="8 bits"):

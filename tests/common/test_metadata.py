@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,61 @@ def test_formats_that_lose_metadata_say_so() -> None:
     assert encode_picture(Picture(RGB, metadata=metadata), ".png")[1] == ()
     for suffix in (".jpg", ".webp", ".tif"):
         assert encode_picture(Picture(RGB, metadata=metadata), suffix)[1] == ("CICP",)
+
+
+def again(data: bytes, folder: Path, suffix: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """What is read from `data`, written anew, as Pillow reads it, and what is lost."""
+    encoded, lost = encode_picture(read(folder, data), suffix)
+    image = Image.open(io.BytesIO(encoded))
+    image.load()
+    return image, lost
+
+
+def test_captions_comments_and_resolution_of_a_jpeg(tmp_path: Path) -> None:
+    caption = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + (11).to_bytes(4, "big") + b"\x1c\x02\x78\0\x06Harbor\0"
+    data = saved(".jpg", dpi=(300, 150), comment=b"by hand")
+    data = data[:20] + b"\xff\xed" + (len(caption) + 2).to_bytes(2, "big") + caption + data[20:]
+    assert Image.open(io.BytesIO(data)).info["photoshop"]
+    image, lost = again(data, tmp_path, ".jpg")
+    assert (image.info["dpi"], image.info["comment"], lost) == ((300, 150), b"by hand", ())
+    assert image.info["photoshop"] == Image.open(io.BytesIO(data)).info["photoshop"]
+    image, lost = again(data, tmp_path, ".png")
+    assert (np.rint(image.info["dpi"]).tolist(), sorted(lost)) == ([300, 150], ["IPTC", "comment"])
+    metric = data[:13] + b"\2" + data[14:]  # 300 and 150 a centimetre
+    assert again(metric, tmp_path, ".jpg")[0].info["dpi"] == (762, 381)
+    assert sorted(again(data, tmp_path, ".tif")[1]) == sorted(again(data, tmp_path, ".webp")[1])
+
+
+def test_text_resolution_and_gamma_of_a_png(tmp_path: Path) -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Title", "Harbor")
+    about.add_itxt("Author", "Jörg")
+    data = saved(".png", dpi=(300, 300), pnginfo=about)
+    linear = data[:33] + chunk(b"gAMA", (100_000).to_bytes(4, "big")) + data[33:]
+    image, lost = again(linear, tmp_path, ".png")
+    assert isinstance(image, PngImagePlugin.PngImageFile)
+    assert image.text == {"Title": "Harbor", "Author": "Jörg"}
+    assert (np.rint(image.info["dpi"]).tolist(), image.info["gamma"], lost) == ([300, 300], 1.0, ())
+    image, lost = again(linear, tmp_path, ".jpg")
+    assert (image.info["dpi"], sorted(lost)) == ((300, 300), ["gamma", "text"])
+    usual = data[:33] + chunk(b"gAMA", (45_455).to_bytes(4, "big")) + data[33:]
+    assert again(usual, tmp_path, ".jpg")[1] == ("text",)
+
+
+def test_a_lossless_webp_holds_metadata_and_alpha(tmp_path: Path) -> None:
+    alpha = np.tile(np.arange(10, 250, 6, dtype=np.uint8), (24, 1))  # of clear pixels it drops the colour
+    for picture in (Picture(RGB, None), Picture(RGB, alpha)):
+        data = encode_picture(replace(picture, metadata={"XMP": XMP}), ".webp", 100)[0]
+        after = read(tmp_path, data)
+        assert after.metadata == {"XMP": XMP}
+        np.testing.assert_array_equal(after.pixels, RGB)
+        assert (after.alpha is None) == (picture.alpha is None)
+        if after.alpha is not None:
+            np.testing.assert_array_equal(after.alpha, alpha)
+            assert Image.open(io.BytesIO(data)).mode == "RGBA"
 
 
 def test_what_is_too_large_for_jpeg_is_dropped_alone_and_named(tmp_path: Path) -> None:

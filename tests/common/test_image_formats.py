@@ -1,0 +1,48 @@
+"""What is particular to JPEG and PNG: scans, what follows the picture, colour resolution, a transparent value."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import InputError
+from common.images import Picture, encode_picture
+from tests.common.test_images import RGB, read, saved
+
+
+def test_scans_of_a_jpeg_are_counted(tmp_path: Path) -> None:
+    """Each scan of 31 bytes costs a pass over all pixels: a file of a megabyte would be hours of work."""
+    data = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
+    last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    read(tmp_path, data[:last] + data[last:end] * 50 + data[end:])
+    with pytest.raises(InputError, match="at most 100 scans"):
+        read(tmp_path, data[:last] + data[last:end] * 200 + data[end:])
+
+
+def test_what_is_appended_to_a_jpeg_is_no_scan(tmp_path: Path) -> None:
+    """Phones append a film; of random bytes one pair in 65,536 looks like a scan."""
+    data = saved(Image.fromarray(RGB), "JPEG") + b"\xff\xda" * 1000 + np.random.default_rng(0).bytes(2**20)
+    assert read(tmp_path, data).pixels.shape == RGB.shape
+    after_end = saved(Image.new("L", (8, 8)), "JPEG", comment=b"\xff\xda" * 1000)
+    assert read(tmp_path, after_end).pixels.shape == (8, 8)
+
+
+def test_a_jpeg_keeps_the_colours_of_every_pixel() -> None:
+    checks = np.zeros((32, 32, 3), np.uint8)
+    checks[::2, ::2], checks[1::2, 1::2] = (255, 0, 0), (0, 0, 255)
+    image = Image.open(io.BytesIO(encode_picture(Picture(checks), ".jpg", 100)[0]))
+    assert np.abs(np.asarray(image, int) - checks).max() < 12
+
+
+@pytest.mark.parametrize(("mode", "value", "expected"), [("L", 7, 7), ("1", 1, 255), ("I;16", 4660, 4660)])
+def test_a_gray_png_that_names_its_transparent_value(tmp_path: Path, mode: str, value: int, expected: int) -> None:
+    dtype = np.uint16 if mode == "I;16" else np.uint8
+    samples = np.full((4, 6), 0, dtype)
+    samples[1, 2] = expected
+    image = Image.fromarray(samples > 0) if mode == "1" else Image.fromarray(samples)
+    picture = read(tmp_path, saved(image, "PNG", transparency=value))
+    np.testing.assert_array_equal(picture.pixels, samples)
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(picture.alpha, np.where(samples == expected, 0, np.iinfo(dtype).max))
