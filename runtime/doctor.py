@@ -343,6 +343,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     DENOISE: (*BASE, "ONNX Runtime", "bundled models", "trial run"),
     "Denoise videos on the CPU": (*BASE, "ONNX Runtime", "bundled models", "trial run", "PyAV"),
     "Denoise on a GPU by ONNX Runtime": (*BASE, *ON_GPU, "ONNX Runtime on CUDA"),
+    "Denoise on a GPU by PyTorch": (*TRAIN, *ON_GPU, "GPU generation", "cuda-bindings", "NVRTC", "PyTorch on CUDA"),
     "Run TensorRT-RTX plans": (*PLANS, "TensorRT-RTX"),
     "Run TensorRT plans": (*PLANS, "TensorRT"),
     "Build TensorRT-RTX plans": (*BASE, "TensorRT-RTX", "ONNX"),

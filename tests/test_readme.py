@@ -48,6 +48,7 @@ def test_every_command_is_known_to_this_test() -> None:
         "make plugin",
         "make tables DATA=testsets",
         "pip install -e '.[rtx]'",
+        "pip install -e '.[train,kernels]'",
         "source .venv/bin/activate",
     }
     assert len(PYTHON) >= 8
