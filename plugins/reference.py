@@ -10,6 +10,8 @@ from torch import Tensor
 
 from plugins import op
 
+_FAR = 2.0**24
+
 
 def modulated_deform_conv2d(
     x: Tensor,
@@ -38,11 +40,11 @@ def modulated_deform_conv2d(
 def sample_taps(x: Tensor, offset: Tensor, offset_groups: int) -> Tensor:
     """x (N, C, H, W) at each pixel's nine displaced taps: (N*G, C/G, 9, H, W), fp32 or wider.
 
-    offset (N, 18*G, H, W) in pixels, as in `plugins.op`. Zeros outside the image.
+    offset (N, 18*G, H, W) in pixels, as in `plugins.op`: any. Zeros outside the image.
     """
     n, c, h, w = x.shape
     wide = torch.promote_types(x.dtype, torch.float32)
-    offset = offset.to(wide).reshape(n * offset_groups, op.TAPS, 2, h, w)
+    offset = within_reach(offset.to(wide)).reshape(n * offset_groups, op.TAPS, 2, h, w)
     tap = torch.arange(op.TAPS, dtype=wide, device=x.device).reshape(op.TAPS, 1, 1)
     row = torch.arange(h, dtype=wide, device=x.device).reshape(h, 1)
     column = torch.arange(w, dtype=wide, device=x.device)
@@ -58,3 +60,9 @@ def sample_taps(x: Tensor, offset: Tensor, offset_groups: int) -> Tensor:
         align_corners=False,
     )
     return samples.reshape(n * offset_groups, c // offset_groups, op.TAPS, h, w)
+
+
+def within_reach(offset: Tensor) -> Tensor:
+    """Offsets whose place is as far outside of every image, but a number that fits into an int: interpolation by
+    PyTorch and torchvision has no answer, or no safe one, for others."""
+    return offset.nan_to_num(_FAR).clamp(-_FAR, _FAR)

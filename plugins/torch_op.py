@@ -62,6 +62,7 @@ def torchvision_form(
         offset, logits = offset_mask.to(wide).split_with_sizes(
             (op.offset_channels(offset_groups), op.mask_channels(offset_groups)), dim=1
         )
+        offset = reference.within_reach(offset)
         y = deform_conv2d(x.to(wide), offset, weight.to(wide), bias.to(wide), padding=1, mask=logits.sigmoid())
         return F.leaky_relu(y, negative_slope).to(x.dtype)
 

@@ -30,8 +30,6 @@ SIZES = {
     "cuda": [(1, 67, 131), (3, 37, 50), (2, 1, 300), (2, 130, 1), (16, 1, 1)],
 }
 """(N, H, W): odd ones, smaller than a tile, and of many tiles."""
-NOWHERE = 1e6
-"""Stands for an infinite or NaN offset in the specification, whose interpolation has no answer for those."""
 ANOTHER_ORDER = {torch.float32: 1e-5, torch.float16: 0.0}
 """What adding thousands of terms in another order may change of a sum of about 1, beyond the contract."""
 
@@ -148,9 +146,7 @@ def compute(run: Run, tensors: Tensors) -> Tensor:
 
 def specification(tensors: Tensors, layer: Layer, dtype: torch.dtype) -> Tensor:
     x, offset_mask, weight, bias = (t.to(dtype).contiguous() for t in tensors)
-    offset, logits = offset_mask.tensor_split((op.offset_channels(layer.offset_groups),), dim=1)
-    moves = torch.cat((torch.where(offset.isfinite(), offset, NOWHERE), logits), 1)
-    return reference.modulated_deform_conv2d(x, moves, weight, bias, layer.offset_groups, layer.negative_slope)
+    return reference.modulated_deform_conv2d(x, offset_mask, weight, bias, layer.offset_groups, layer.negative_slope)
 
 
 def check(found: Tensor, tensors: Tensors, layer: Layer, label: str = "") -> None:

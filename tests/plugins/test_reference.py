@@ -158,3 +158,15 @@ def test_shapes_that_do_not_fit_are_named(fault: dict[str, tuple[int, ...]], nam
 def test_no_offset_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="offset_groups"):
         op.output_shape((1, 8, 4, 4), (1, 0, 4, 4), (8, 8, 3, 3), (8,), 0)
+
+
+@pytest.mark.parametrize("form", [modulated_deform_conv2d, torchvision_form])
+@pytest.mark.parametrize("place", [math.nan, math.inf, -math.inf, 1e30, -3e9])
+def test_places_that_are_nowhere_are_outside_of_the_image(
+    operands: Make, form: Callable[..., Tensor], place: float
+) -> None:
+    x, offset_mask, weight, bias = operands(n=2, c=4, groups=2, o=3, h=4, w=5)
+    far, nowhere = offset_mask.clone(), offset_mask.clone()
+    far[0, 1, 2], nowhere[0, 1, 2] = 1000, place  # a coordinate of one tap, along a row
+    expected = modulated_deform_conv2d(x, far, weight, bias, 2)
+    torch.testing.assert_close(form(x, nowhere, weight, bias, 2), expected)

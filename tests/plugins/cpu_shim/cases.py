@@ -20,8 +20,6 @@ HALF_ROUNDING = 2.0**-11
 """Of a number that is rounded to half: at most this part of it is lost."""
 FLOAT_SUM = {"fp32": 1e-4, "fp16": 5e-5}
 """What adding in fp32 may change of a sum of about 1; of fp32's offsets, unlike fp16's, coordinates are rounded too."""
-NOWHERE = 1e6
-"""Stands for an infinite or NaN offset in the specification, whose interpolation has no answer for those."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,7 @@ def specification(arrays: Arrays, layer: Layer) -> tuple[Array, Array]:
     groups = layer.offset_groups
     x, moves, weight, bias = (torch.from_numpy(a.astype(np.float64)) for a in arrays)
     offset, logits = moves.split_with_sizes((op.offset_channels(groups), op.mask_channels(groups)), dim=1)
-    offset = torch.where(offset.isfinite(), offset, NOWHERE)
-    y = modulated_deform_conv2d(x, torch.cat((offset, logits), 1), weight, bias, groups, layer.negative_slope)
+    y = modulated_deform_conv2d(x, moves, weight, bias, groups, layer.negative_slope)
     mask = logits.sigmoid().reshape(n * groups, 1, op.TAPS, h, w)
     columns = (sample_taps(x, offset, groups) * mask).reshape(n, -1, h, w)
     squares = F.conv2d(columns**2, weight.reshape(len(weight), -1, 1, 1) ** 2)
