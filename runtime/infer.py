@@ -67,9 +67,7 @@ def infer(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            help="A file for one file, otherwise a folder. Default: beside the file or folder, *_denoised."
-        ),
+        typer.Option(help="A file for one file, otherwise a folder. Default: beside the file or folder, *_denoised."),
     ] = None,
     strength: Annotated[float, typer.Option(help="0 keeps the input, 1 denoises fully.")] = 1.0,
     depth: Annotated[int | None, typer.Option(help="8: round 16-bit images to 8 bits; default: keep theirs.")] = None,
