@@ -7,7 +7,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +178,26 @@ def test_a_second_interrupt_waits_for_what_is_kept(tmp_path: Path, monkeypatch: 
         signal.signal(signal.SIGINT, before)
     assert next(calls) == 2
     assert len(Read(tmp_path / "out.partial.mp4").frames) == 5
+
+
+def test_a_second_interrupt_waits_for_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(target: Target, *args: Any, write: Any = Target.write) -> None:
+        time.sleep(0.1)
+        write(target, *args)
+
+    class Interrupted(ThreadPoolExecutor):
+        def shutdown(self, *args: Any, **options: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().shutdown(*args, **options)
+
+    monkeypatch.setattr(Target, "write", slow)
+    monkeypatch.setattr("runtime.video.ThreadPoolExecutor", Interrupted)
+    clip = make(tmp_path / "clip.mp4")
+    with pytest.raises(KeyboardInterrupt, match="the first 3 frames"):
+        denoise_video(
+            same, clip, tmp_path / "out.mp4", report=lambda n, _: signal.raise_signal(signal.SIGINT) if n == 3 else None
+        )
+    assert len(Read(tmp_path / "out.partial.mp4").frames) == 3
 
 
 def test_an_error_at_the_first_frame_leaves_nothing(tmp_path: Path) -> None:
