@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 ORIENTATION, EXIF, GPS, INTEROPERABILITY = 274, 34665, 34853, 40965
-LONG, UNDEFINED, BYTE, SHORT = 4, 7, 1, 3
+LONG, UNDEFINED, BYTE, SHORT, RATIONAL = 4, 7, 1, 3, 5
 """Field types."""
 
 _POINTERS = {0: {EXIF, GPS}, EXIF: {INTEROPERABILITY}, GPS: set[int](), INTEROPERABILITY: set[int]()}

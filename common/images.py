@@ -156,8 +156,8 @@ def eight_bits(picture: Picture) -> Picture:
 def encode_picture(
     picture: Picture, suffix: str, quality: int = 95, *, consume: bool = False
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Encode for a file name ending such as ".png"; `quality`, 1 to 100, is that of JPEG and WebP, where
-    100 is lossless.
+    """Encode for a file name ending such as ".png"; `quality`, 1 to 100, is that of JPEG and WebP. At 100 a WebP is
+    lossless, a JPEG is not.
 
     `consume`: the picture is not needed any more, and its pixels may be changed, which saves a copy of them.
 
@@ -187,7 +187,8 @@ def encode_picture(
             data = put_metadata(kind, data, kept)
     except DamagedError:
         _unwritable(pixels, kind)
-    return data, tuple(name for name in picture.metadata if name not in kept)
+    # sRGB is what pixels are taken for where a file says nothing
+    return data, tuple(name for name in picture.metadata if name not in kept and name != "sRGB")
 
 
 def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool) -> None:
@@ -247,7 +248,7 @@ def _alpha_of_gray(data: bytes, pixels: NDArray[Any]) -> NDArray[Any] | None:
     if len(named) != 2:
         return None
     most, bits = np.iinfo(pixels.dtype).max, data[24]
-    transparent = int.from_bytes(named, "big") * (255 // (2**bits - 1) if bits < 8 else 1)
+    transparent = int.from_bytes(named, "big") % 2**bits * (most // (2**bits - 1))  # higher bits have no meaning
     return np.where(pixels == transparent, 0, most).astype(pixels.dtype)
 
 

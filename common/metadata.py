@@ -8,15 +8,17 @@ JPEG, and has nothing for TIFF. TIFF files are `common.tiff`'s.
 import re
 import struct
 import zlib
+from collections import defaultdict
 from typing import Literal
 
 from common.containers import header_of, jpeg_segments, png_chunks, riff_chunks
 from common.directories import ORIENTATION, DamagedError, Reader
 
-Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "resolution"]
+Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "sRGB", "resolution"]
 Metadata = dict[Name, bytes]
 """EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile, CICP's four bytes; resolution as two
-big-endian numbers of pixels a metre; as they lie in the file, a JPEG's IPTC and comment, a PNG's text and gamma."""
+big-endian numbers of pixels a metre; as they lie in the file, a JPEG's IPTC and comment, a TIFF's IPTC, a PNG's text
+and gamma (or, where that is the usual one, sRGB: every other format means it without a word)."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _PNG_XMP = b"XML:com.adobe.xmp"
@@ -27,14 +29,17 @@ _HELD_BY: dict[Name, tuple[str, ...]] = {
     "CICP": ("PNG",),
     "text": ("PNG",),
     "gamma": ("PNG",),
-    "IPTC": ("JPEG",),
+    "sRGB": ("PNG",),
     "comment": ("JPEG",),
-    "resolution": ("JPEG", "PNG"),
+    "resolution": ("JPEG", "PNG", "TIFF"),
 }
 _APART: dict[int, Name] = {0xED: "IPTC", 0xFE: "comment"}
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_USUAL_GAMMA = 45455
-"""sRGB's, which is taken where none is told."""
+_USUAL = {
+    b"gAMA": (45455).to_bytes(4, "big"),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
+"""sRGB's, which are taken where none are told."""
 _INCHES = 10000 / 254
 """In a metre."""
 _WEBP_FLAGS = {"ICC": 0x20, "EXIF": 0x08, "XMP": 0x04}
@@ -56,6 +61,8 @@ def storable(kind: str, metadata: Metadata, colour: bool) -> Metadata:
     """Those that a file of this format can hold. colour: whether the pixels are; profiles are for one or the other."""
 
     def fits(name: Name, chunk: bytes) -> bool:
+        if name == "IPTC":  # within a segment of Photoshop's, or bare
+            return kind == ("JPEG" if chunk.startswith(b"\xff") else "TIFF")
         if name in _HELD_BY:
             return kind in _HELD_BY[name]
         if name == "ICC" and (chunk[16:20] == b"GRAY") == colour and (colour or kind == "PNG"):
@@ -93,6 +100,7 @@ def without_orientation(xmp: bytes) -> bytes:
 def _from_jpeg(data: bytes) -> Metadata:
     found: Metadata = {}
     profile: dict[int, bytes] = {}
+    apart: defaultdict[Name, bytearray] = defaultdict(bytearray)  # a file may have a million of them
     for marker, content in jpeg_segments(data):
         if marker == 0xE1 and content.startswith(_EXIF):
             found.setdefault("EXIF", content[len(_EXIF) :])
@@ -103,11 +111,11 @@ def _from_jpeg(data: bytes) -> Metadata:
             if len(profile) == content[13]:  # all parts are there
                 found["ICC"] = b"".join(part for _, part in sorted(profile.items()))
         elif marker in _APART:
-            found[_APART[marker]] = found.get(_APART[marker], b"") + _segment(marker, content)
-        elif marker == 0xE0 and content.startswith(b"JFIF\0") and content[7] in (1, 2):
+            apart[_APART[marker]] += _segment(marker, content)
+        elif marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 12 and content[7] in (1, 2):
             scale = _INCHES if content[7] == 1 else 100
             found["resolution"] = struct.pack(">II", *(round(n * scale) for n in struct.unpack_from(">HH", content, 8)))
-    return found
+    return found | {name: bytes(segments) for name, segments in apart.items()}
 
 
 def _into_jpeg(data: bytes, metadata: Metadata) -> bytes:
@@ -132,7 +140,8 @@ def _segment(marker: int, content: bytes) -> bytes:
 
 def _from_png(data: bytes) -> Metadata:
     found: Metadata = {}
-    usual = False
+    text = bytearray()
+    colours: dict[bytes, bytes] = {}
     for chunk, content in png_chunks(data):
         word, _, rest = content.partition(b"\0")
         if chunk == b"eXIf":
@@ -148,16 +157,14 @@ def _from_png(data: bytes) -> Metadata:
                 rest = _inflated(rest) if compressed else rest
             found["XMP"] = rest.rstrip(b"\0")
         elif chunk in _TEXTS:
-            found["text"] = found.get("text", b"") + png_chunk(chunk, content)
-        elif chunk in (b"gAMA", b"cHRM"):
-            found["gamma"] = found.get("gamma", b"") + png_chunk(chunk, content)
-            usual |= chunk == b"gAMA" and content == _USUAL_GAMMA.to_bytes(4, "big")
+            text += png_chunk(chunk, content)
+        elif chunk in (b"gAMA", b"cHRM", b"sRGB"):
+            colours.setdefault(chunk, content)
         elif chunk == b"pHYs" and content[8:] == b"\1":  # else it states no more than the pixels' shape
             found["resolution"] = content[:8]
-        usual |= chunk == b"sRGB"
-    if usual:
-        found.pop("gamma", None)
-    return found
+    usual = b"sRGB" in colours or colours.items() <= _USUAL.items()
+    found["sRGB" if usual else "gamma"] = b"".join(png_chunk(*colour) for colour in colours.items())
+    return found | {"text": bytes(text)}
 
 
 def _into_png(data: bytes, metadata: Metadata) -> bytes:
@@ -172,7 +179,8 @@ def _into_png(data: bytes, metadata: Metadata) -> bytes:
         chunks += png_chunk(b"iTXt", _PNG_XMP + bytes(5) + metadata["XMP"])
     if "resolution" in metadata:
         chunks += png_chunk(b"pHYs", metadata["resolution"] + b"\1")
-    chunks += metadata.get("gamma", b"") + metadata.get("text", b"")  # their own order: gamma before the pixels
+    for name in ("gamma", "sRGB", "text"):  # the first two have to come before the pixels
+        chunks += metadata.get(name, b"")
     header = 33  # signature and IHDR
     return data[:header] + chunks + data[header:]
 

@@ -6,16 +6,32 @@ unassociated alpha, takes other colour spaces in 16 bits for RGB, and turns 8-bi
 It writes no metadata, and does not mark an alpha channel as one.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from common.directories import BYTE, EXIF, GPS, ORIENTATION, SHORT, UNDEFINED, DamagedError, Entry, Reader, Tags, pack
+from common.directories import (
+    BYTE,
+    EXIF,
+    GPS,
+    ORIENTATION,
+    RATIONAL,
+    SHORT,
+    UNDEFINED,
+    DamagedError,
+    Entry,
+    Reader,
+    Tags,
+    pack,
+)
 from common.errors import InputError
 from common.metadata import Metadata, without_orientation
 
-_EXTRA_SAMPLES, _XMP, _ICC = 338, 700, 34675
+_EXTRA_SAMPLES, _XMP, _ICC, _IPTC = 338, 700, 34675, 33723
+_RESOLUTION = (282, 283)
+_RESOLUTION_UNIT, _CENTIMETRE = 296, 3
 _UPRIGHT = 1
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -91,10 +107,16 @@ def put_tags(data: bytes, metadata: Metadata, *, alpha: bool, premultiplied: boo
     tags: Tags = reader.copy(reader.read(reader.first)[0])
     if "EXIF" in metadata:
         tags |= Reader(metadata["EXIF"]).copy(_ABOUT | {ORIENTATION})
+    if "resolution" in metadata and tags.keys().isdisjoint(_RESOLUTION):  # EXIF may have told it
+        for code, metre in zip(_RESOLUTION, struct.unpack(">II", metadata["resolution"]), strict=True):
+            tags[code] = RATIONAL, struct.pack("<II", metre, 100)
+        tags[_RESOLUTION_UNIT] = SHORT, _CENTIMETRE.to_bytes(2, "little")
     if "XMP" in metadata:
         tags[_XMP] = BYTE, metadata["XMP"]
     if "ICC" in metadata:
         tags[_ICC] = UNDEFINED, metadata["ICC"]
+    if "IPTC" in metadata:
+        tags[_IPTC] = UNDEFINED, metadata["IPTC"]
     if alpha:
         kind = _ASSOCIATED if premultiplied else _UNASSOCIATED
         tags[_EXTRA_SAMPLES] = SHORT, kind.to_bytes(2, "little")
@@ -125,6 +147,9 @@ def _metadata(reader: Reader, tags: dict[int, Entry]) -> Metadata:
         metadata["XMP"] = reader.raw(tags[_XMP]).rstrip(b"\0")
     if _ICC in tags:
         metadata["ICC"] = reader.raw(tags[_ICC])
+    # bytes, though some writers state longs; what starts otherwise is damaged
+    if _IPTC in tags and (caption := reader.raw(tags[_IPTC])).startswith(b"\x1c"):
+        metadata["IPTC"] = caption
     return metadata
 
 

@@ -1,14 +1,17 @@
 """What is particular to JPEG and PNG: scans, what follows the picture, colour resolution, a transparent value."""
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common.containers import PNG_START
 from common.errors import InputError
 from common.images import Picture, encode_picture
+from common.metadata import png_chunk
 from tests.common.test_images import RGB, read, saved
 
 
@@ -23,7 +26,7 @@ def test_scans_of_a_jpeg_are_counted(tmp_path: Path) -> None:
 
 def test_what_is_appended_to_a_jpeg_is_no_scan(tmp_path: Path) -> None:
     """Phones append a film; of random bytes one pair in 65,536 looks like a scan."""
-    data = saved(Image.fromarray(RGB), "JPEG") + b"\xff\xda" * 1000 + np.random.default_rng(0).bytes(2**20)
+    data = saved(Image.fromarray(RGB), "JPEG") + b"\xff\xda" * 1000 + np.random.default_rng(0).bytes(10 * 2**20)
     assert read(tmp_path, data).pixels.shape == RGB.shape
     after_end = saved(Image.new("L", (8, 8)), "JPEG", comment=b"\xff\xda" * 1000)
     assert read(tmp_path, after_end).pixels.shape == (8, 8)
@@ -46,3 +49,15 @@ def test_a_gray_png_that_names_its_transparent_value(tmp_path: Path, mode: str, 
     np.testing.assert_array_equal(picture.pixels, samples)
     assert picture.alpha is not None
     np.testing.assert_array_equal(picture.alpha, np.where(samples == expected, 0, np.iinfo(dtype).max))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_of_a_transparent_value_only_the_samples_bits_count(tmp_path: Path, bits: int) -> None:
+    """PNG 11.3.2.1."""
+    header = bytes((0, 0, 0, 8, 0, 0, 0, 1, bits, 0, 0, 0, 0))
+    row = zlib.compress(b"\0" + bytes(bits - 1) + b"\1")  # seven zeros and a one
+    parts = ((b"IHDR", header), (b"tRNS", b"\xff\x01"), (b"IDAT", row), (b"IEND", b""))
+    picture = read(tmp_path, PNG_START + b"".join(png_chunk(*part) for part in parts))
+    assert picture.pixels.tolist() == [[0] * 7 + [255 // (2**bits - 1)]]
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [[255] * 7 + [0]]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -144,13 +145,43 @@ def test_captions_comments_and_resolution_of_a_jpeg(tmp_path: Path) -> None:
     assert (np.rint(image.info["dpi"]).tolist(), sorted(lost)) == ([300, 150], ["IPTC", "comment"])
     metric = data[:13] + b"\2" + data[14:]  # 300 and 150 a centimetre
     assert again(metric, tmp_path, ".jpg")[0].info["dpi"] == (762, 381)
-    assert sorted(again(data, tmp_path, ".tif")[1]) == sorted(again(data, tmp_path, ".webp")[1])
+    assert sorted(again(data, tmp_path, ".webp")[1]) == ["IPTC", "comment", "resolution"]
+    image, lost = again(data, tmp_path, ".tif")
+    assert (np.rint(image.info["dpi"]).tolist(), sorted(lost)) == ([300, 150], ["IPTC", "comment"])
+
+
+def test_a_resolution_that_exif_tells_is_not_told_again(tmp_path: Path) -> None:
+    tags = exif()
+    tags[282], tags[283] = 90.0, 90.0  # an inch, where no unit is stated
+    assert again(saved(".jpg", dpi=(300, 300), exif=tags), tmp_path, ".tif")[0].info["dpi"] == (90, 90)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [1, 4, 7])
+def test_captions_of_a_tiff(tmp_path: Path, kind: int, order: Any) -> None:
+    """Bytes, whatever the writer takes them for."""
+    caption = b"\x1c\x02\x78\0\x06Harbor\0"
+    value = np.frombuffer(caption, f"{order}u4").tolist() if kind == 4 else caption
+    file = io.BytesIO()
+    options: dict[str, Any] = {"extratags": [(33723, kind, len(value), value, True)]}
+    tifffile.imwrite(file, RGB, photometric="rgb", byteorder=order, metadata=None, software=False, **options)
+    picture = read(tmp_path, file.getvalue())
+    assert picture.metadata["IPTC"] == caption
+    data, lost = encode_picture(picture, ".tif")
+    assert lost == ()
+    with tifffile.TiffFile(io.BytesIO(data)) as written:
+        assert written.pages.first.tags[33723].value == caption
+    for suffix in (".jpg", ".png", ".webp", ".bmp"):
+        assert "IPTC" in encode_picture(picture, suffix)[1]
+    damaged = read(tmp_path, file.getvalue().replace(caption, b"\xff\xed" + caption[2:]))
+    assert "IPTC" not in damaged.metadata  # which a JPEG would take for a segment of its own
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
 
 
 def test_text_resolution_and_gamma_of_a_png(tmp_path: Path) -> None:
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
-
     about = PngImagePlugin.PngInfo()
     about.add_text("Title", "Harbor")
     about.add_itxt("Author", "Jörg")
@@ -164,6 +195,45 @@ def test_text_resolution_and_gamma_of_a_png(tmp_path: Path) -> None:
     assert (image.info["dpi"], sorted(lost)) == ((300, 300), ["gamma", "text"])
     usual = data[:33] + chunk(b"gAMA", (45_455).to_bytes(4, "big")) + data[33:]
     assert again(usual, tmp_path, ".jpg")[1] == ("text",)
+
+
+def test_srgb_is_said_again_in_a_png_and_understood_elsewhere(tmp_path: Path) -> None:
+    plain, gamma = saved(".png"), chunk(b"gAMA", (45_455).to_bytes(4, "big"))
+    usual, wide = (
+        chunk(b"cHRM", b"".join(number.to_bytes(4, "big") for number in numbers))
+        for numbers in (
+            (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+            (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000),  # Display P3
+        )
+    )
+    for chunks, lost in (
+        (chunk(b"sRGB", b"\1"), ()),
+        (chunk(b"sRGB", b"\0") + gamma + usual, ()),
+        (gamma + usual, ()),
+        (gamma + wide, ("gamma",)),
+        (wide, ("gamma",)),
+    ):
+        picture = read(tmp_path, plain[:33] + chunks + plain[33:])
+        for suffix in (".jpg", ".webp", ".tif", ".bmp"):
+            assert encode_picture(picture, suffix)[1] == lost
+        data, none = encode_picture(picture, ".png")
+        assert (data[33 : 33 + len(chunks)], none) == (chunks, ())
+
+
+def test_many_small_texts_take_no_time(tmp_path: Path) -> None:
+    """A million copies of all that was before would be an hour."""
+    jpeg, png = saved(".jpg"), saved(".png")
+    comments, texts = b"\xff\xfe\0\2" * 250_000, chunk(b"tEXt", b"a\0") * 200_000
+    start = time.process_time()
+    assert len(read(tmp_path, jpeg[:20] + comments + jpeg[20:]).metadata["comment"]) == 1_000_000
+    assert len(read(tmp_path, png[:33] + texts + png[33:]).metadata["text"]) == 2_800_000
+    assert time.process_time() - start < 6
+
+
+def test_a_damaged_jfif_segment_costs_no_other_metadata(tmp_path: Path) -> None:
+    data = saved(".jpg", comment=b"by hand")
+    short = b"\xff\xe0\0\7JFIF\0"
+    assert set(read(tmp_path, data[:2] + short + data[20:]).metadata) == {"comment"}
 
 
 def test_a_lossless_webp_holds_metadata_and_alpha(tmp_path: Path) -> None:
