@@ -72,7 +72,7 @@ def infer(
     strength: Annotated[float, typer.Option(help="0 keeps the input, 1 denoises fully.")] = 1.0,
     depth: Annotated[int | None, typer.Option(help="8: round 16-bit images to 8 bits; default: keep theirs.")] = None,
     quality: Annotated[
-        int, typer.Option(help="Of JPEG and WebP images and of videos, 1 to 100 (WebP: lossless).")
+        int, typer.Option(help="Of JPEG and WebP images and of videos, 1 to 100; 100 is lossless WebP.")
     ] = 95,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     skip_existing: Annotated[
@@ -104,8 +104,7 @@ def infer(
         for fault in plan.faults:
             print(_line(f"error: {fault}"), file=stderr)
         if plan.left_out:
-            kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(plan.left_out.items()))
-            print(f"note: files of kinds that are not read were left out: {kinds}", file=stderr)
+            print(f"note: files of kinds that are not read were left out: {plan.others}", file=stderr)
         if plan.jobs:
             with Denoiser(path, tile=tile, threads=threads) as denoiser:
                 name = denoiser.engine.name

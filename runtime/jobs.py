@@ -19,7 +19,7 @@ _PHOTOS = dict.fromkeys(
     (".heic", ".heif", ".avif", ".jxl", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
     "export it as TIFF or JPEG first",
 )
-_VIDEOS = dict.fromkeys((".avi", ".mts", ".m2ts", ".ts", ".wmv", ".flv"), "ffmpeg -i IN -c copy OUT.mkv wraps it anew")
+_VIDEOS = dict.fromkeys((".avi", ".mts", ".m2ts", ".wmv", ".flv"), "ffmpeg -i IN -c copy OUT.mkv wraps it anew")
 OTHERS = _PHOTOS | _VIDEOS
 """Endings of photos and videos that are not read, and what helps."""
 _WILD = frozenset("*?[")
@@ -53,6 +53,11 @@ class Plan:
     """The folder that all outputs are below, where there is one."""
     left_out: Counter[str] = field(default_factory=Counter)
     """By their endings, photos and videos of kinds that are not read, in the folders given."""
+
+    @property
+    def others(self) -> str:
+        """What is left out, in words."""
+        return ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
 
 
 def is_video(path: Path) -> bool:
@@ -127,8 +132,11 @@ def _pairs(given: Path, output: Path | None, plan: Plan) -> Iterator[tuple[Path,
     if is_folder(given):
         into = output or _folder_beside(given)
         found = list(_files_below(given, into, plan))
-        if not found and not plan.left_out:
-            raise InputError(f"{given}: expected a folder with images or videos ({_suffixes()}), found none in it")
+        if not found:
+            others = f" but {plan.others}" if plan.left_out else ""
+            raise InputError(
+                f"{given}: expected a folder with images or videos ({_suffixes()}), found none{others} in it"
+            )
         yield from ((source, into / source.relative_to(given)) for source in found)
     elif _is_pattern(given):
         fixed, matches = _matches(given)
@@ -145,8 +153,9 @@ def _target(given: Path, output: Path | None, alone: bool) -> Path:
     if not given.exists():
         raise InputError(f"{given}: expected an image or video file or a folder, found nothing of that name")
     if given.suffix.lower() not in SUFFIXES:
-        todo = f": {OTHERS[given.suffix.lower()]}" if given.suffix.lower() in OTHERS else ""
-        raise InputError(f"{given}: expected an image or a video ({_suffixes()}), found {_ending(given)}{todo}")
+        text = f"{given}: expected an image or a video ({_suffixes()}), found {_ending(given)}"
+        advice = OTHERS.get(given.suffix.lower())
+        raise InputError(f"{text}: {advice}" if advice else text)
     if output is None:
         return _beside(given)
     if not alone or is_folder(output):

@@ -52,9 +52,7 @@ def better_on_gray(path: Path, folder: Path = ASSETS) -> list[Model] | None:
     if not used or used.channels != 3:
         return None
     gray = [model for model in models if model.channels == 1]
-    if not used.white:
-        return gray or None
-    return gray or [model for model in models if model.channels == 3 and not model.white]
+    return gray or ([model for model in models if model.channels == 3 and not model.white] if used.white else None)
 
 
 def _model(card: Path) -> Model:

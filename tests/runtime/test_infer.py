@@ -103,6 +103,14 @@ def test_a_folder_keeps_its_tree_and_a_bad_file_stops_nothing(tmp_path: Path, mo
     assert tree(tmp_path / "photos_denoised") == ["a.png", "deep/b.JPG"]
 
 
+def test_files_that_are_not_read_and_the_engine_are_told(tmp_path: Path, model: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.heic").touch()
+    result = script("infer.py", tmp_path / "in", "--engine", model)
+    assert (result.returncode, result.stderr) == (0, "note: files of kinds that are not read were left out: 1 .heic\n")
+    assert result.stdout.endswith(f"CPU) -> {tmp_path / 'in_denoised'}\n")
+
+
 def test_several_inputs_go_to_one_folder(tmp_path: Path, model: Path) -> None:
     inputs = [photo(tmp_path / "in" / "a.png"), photo(tmp_path / "b.png"), tmp_path / "missing.png"]
     result = script("infer.py", *inputs, "--engine", model, "--output", tmp_path / "out")

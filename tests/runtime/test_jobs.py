@@ -178,6 +178,8 @@ def test_kinds_that_are_not_read_are_counted_in_folders_and_named_with_what_help
     touch("in/a.jpg", "in/b.HEIC", "in/x/c.heic", "in/d.avi", "in/.e.heic", "in/notes.txt")
     plan = plan_of("in")
     assert (dict(plan.left_out), plan.faults, plan.into) == ({".heic": 2, ".avi": 1}, [], here / "in_denoised")
+    touch("phone/a.heic", "phone/b.heic")
+    assert str(plan_of("phone").faults[0]).endswith("found none but 2 .heic in it")
     assert str(plan_of("in/b.HEIC").faults[0]).endswith("found '.HEIC': export it as TIFF or JPEG first")
     assert str(plan_of("in/d.avi").faults[0]).endswith("found '.avi': ffmpeg -i IN -c copy OUT.mkv wraps it anew")
 
