@@ -26,7 +26,7 @@ tables: .venv/dev.stamp
 	.venv/bin/python train/tables.py --data '$(DATA)'
 
 plugin:
-	cmake -S plugins/tensorrt_v3 -B build/tensorrt_v3
+	cmake --fresh -S plugins/tensorrt_v3 -B build/tensorrt_v3
 	cmake --build build/tensorrt_v3 --parallel
 
 dev: .venv/dev.stamp

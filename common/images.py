@@ -31,6 +31,8 @@ IMAGE_SUFFIXES = frozenset(FORMATS)
 MOST_PIXELS = 2**30
 """OpenCV's own limit."""
 _MOST_SIDE = 2**20
+_MOST_SIDE_WRITTEN = {"JPEG": 65_500, "WebP": 16_383}
+"""The formats' own limits, as their libraries have them."""
 _MOST_SCANS = 100
 """Of a progressive JPEG: each costs a pass over all pixels, and takes as little as 30 bytes of the file."""
 _NAMES = "JPEG, PNG, TIFF, WebP or BMP"
@@ -165,7 +167,8 @@ def encode_picture(
     orientation is lost with them, the pixels are turned upright. Raises OutputError where the format cannot hold the
     picture's depth, alpha or size.
     """
-    check_encodable(suffix, picture.pixels.dtype, picture.alpha is not None)
+    height, width = picture.pixels.shape[:2]
+    check_encodable(suffix, picture.pixels.dtype, picture.alpha is not None, (height, width))
     kind = FORMATS[suffix.lower()]
     gray = picture.pixels.ndim == 2 and kind != "WebP"
     kept = storable(kind, picture.metadata, colour=not gray)
@@ -191,8 +194,9 @@ def encode_picture(
     return data, tuple(name for name in picture.metadata if name not in kept and name != "sRGB")
 
 
-def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool) -> None:
-    """Raise OutputError where files ending in `suffix` cannot hold samples of `dtype`, or an alpha channel."""
+def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool, size: tuple[int, int] = (1, 1)) -> None:
+    """Raise OutputError where files ending in `suffix` cannot hold samples of `dtype`, an alpha channel, or as many
+    rows and columns as `size`."""
     kind = FORMATS.get(suffix.lower())
     if kind is None:
         raise OutputError(f"expected a file name ending in {', '.join(FORMATS)}, found {suffix or 'no ending'!r}")
@@ -200,6 +204,9 @@ def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool) -> None:
         raise OutputError(f"{kind} holds 8 bits, the picture has 16: write a PNG or TIFF, or round it (--depth 8)")
     if alpha and kind == "JPEG":
         raise OutputError("JPEG holds no transparency, the picture has some: write a PNG, TIFF, WebP or BMP")
+    if max(size) > (most := _MOST_SIDE_WRITTEN.get(kind, _MOST_SIDE)):
+        height, width = size
+        raise OutputError(f"{kind} holds {most} pixels a side, the picture is {width}x{height}: write a PNG or TIFF")
 
 
 def write_picture(

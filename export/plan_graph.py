@@ -23,7 +23,7 @@ STRIP_BYTES = 256 * 2**20
 
 
 def load_network(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model of a file that `export/to_onnx.py` wrote, and what its metadata says of it.
+    """The model of a file that `export/to_onnx.py` wrote, its op's attributes all stated, and what its metadata says.
 
     Raises InputError where there is no such file, ModelError where it is damaged or another network.
     """
@@ -49,6 +49,8 @@ def load_network(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
         )
     if any(map(is_op, model.graph.node)) and not any(function.name == op.NAME for function in model.functions):
         raise ModelError(f"{path}: expected the function body of {op.NAME}, found none: export the model again")
+    for node in filter(is_op, model.graph.node):
+        onnx_op.state_attributes(node)
     return model, details
 
 
@@ -109,7 +111,8 @@ def with_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
 def with_grid_sample(model: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:
     """A model with GridSample in place of the op, without functions, for images of at most this size.
 
-    The model has the plan's types already. Large images go through the op in strips (`plugins.onnx_op.strips_body`).
+    The model is `load_network`'s and has the plan's types already. Large images go through the op in strips
+    (`plugins.onnx_op.strips_body`).
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -132,7 +135,8 @@ def with_grid_sample(model: onnx.ModelProto, height: int, width: int) -> onnx.Mo
         if convolution is not None and _is_plain(convolution):
             # heights are multiples of 8, half of them of 4, and so on: these divide whatever the size
             dtype = DTYPES[types.get(weight, TensorProto.FLOAT)]
-            strips = _strips(channels, _groups(original), rows * columns, dtype, most=MULTIPLE * rows // height)
+            groups = next(a.i for a in original.attribute if a.name == "offset_groups")
+            strips = _strips(channels, groups, rows * columns, dtype, most=MULTIPLE * rows // height)
         node = NodeProto(name=original.name, domain=op.DOMAIN, output=original.output)
         node.attribute.extend(a for a in original.attribute if a.name not in op.PLUGIN_ATTRIBUTES)
         if convolution is None or strips == 1:
@@ -150,10 +154,6 @@ def with_grid_sample(model: onnx.ModelProto, height: int, width: int) -> onnx.Mo
     del result.functions[:]
     result.functions.extend(functions.values())
     return onnx.inliner.inline_local_functions(result)
-
-
-def _groups(node: NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "offset_groups"), op.OFFSET_GROUPS)
 
 
 def _is_plain(convolution: NodeProto) -> bool:

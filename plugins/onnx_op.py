@@ -24,13 +24,18 @@ BODY = f"{op.NAME}/"
 """How the names of these bodies' nodes begin."""
 SAMPLING = f"{BODY}f32_"
 """How those begin which find the places and take the samples."""
+DEFAULTS: dict[str, int | float | str] = {
+    "offset_groups": op.OFFSET_GROUPS,
+    "negative_slope": op.NEGATIVE_SLOPE,
+    **op.PLUGIN_ATTRIBUTES,
+}
+"""The node's attributes, and what one that it leaves out is."""
 TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
 def schema() -> defs.OpSchema:
     """The node's inputs, output, types and attributes, as ONNX states them."""
     make = defs.OpSchema
-    defaults = {"offset_groups": op.OFFSET_GROUPS, "negative_slope": op.NEGATIVE_SLOPE} | op.PLUGIN_ATTRIBUTES
     return make(
         op.NAME,
         op.DOMAIN,
@@ -38,8 +43,19 @@ def schema() -> defs.OpSchema:
         inputs=[make.FormalParameter(name, "T") for name in INPUTS],
         outputs=[make.FormalParameter("y", "T")],
         type_constraints=[("T", list(TYPES), "floating types")],
-        attributes=[make.Attribute(name, helper.make_attribute(name, value)) for name, value in defaults.items()],
+        attributes=[make.Attribute(name, helper.make_attribute(name, value)) for name, value in DEFAULTS.items()],
     )
+
+
+def state_attributes(node: onnx.NodeProto) -> None:
+    """Write down the attributes that a node of the op leaves to their defaults, in their names' order.
+
+    Every file that we write has them. TensorRT's parser knows no defaults, and where a function states some, neither
+    ONNX Runtime (1.32) nor onnx's inliner (1.23) reads them.
+    """
+    stated = {attribute.name for attribute in node.attribute}
+    node.attribute.extend(helper.make_attribute(n, value) for n, value in DEFAULTS.items() if n not in stated)
+    node.attribute.sort(key=lambda attribute: attribute.name)
 
 
 def register_schema() -> None:
@@ -86,9 +102,8 @@ def deform_conv_body() -> onnx.FunctionProto:
         deform,
         activation,
     ]
-    names = ["offset_groups", "negative_slope", *op.PLUGIN_ATTRIBUTES]
     opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_function(op.DOMAIN, op.NAME, list(INPUTS), ["y"], nodes, opsets, attributes=names)
+    return helper.make_function(op.DOMAIN, op.NAME, list(INPUTS), ["y"], nodes, opsets, attributes=list(DEFAULTS))
 
 
 def grid_sample_body() -> onnx.FunctionProto:

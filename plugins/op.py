@@ -38,7 +38,7 @@ OFFSET_GROUPS = 8
 NEGATIVE_SLOPE = 0.2
 """Default of the attribute `negative_slope`; 1.0 means no activation."""
 
-PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION), "aot": 1}
+PLUGIN_ATTRIBUTES: dict[str, int | float | str] = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION), "aot": 1}
 """What TensorRT's ONNX parser wants on a node that becomes a plugin, beside the op's own attributes."""
 
 

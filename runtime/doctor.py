@@ -11,7 +11,6 @@ can be denoised on this machine's CPU, which is tried, and every plan that is na
 from __future__ import annotations  # an older Python is to reach the line below that tells it so
 
 import argparse
-import contextlib
 import importlib
 import importlib.metadata
 import io
@@ -40,6 +39,7 @@ sys.path.insert(0, str(ROOT))  # where nothing is installed, nothing else tells 
 
 from common.driver import driver_version, gpus  # noqa: E402 - found by the line above
 from common.files import sha256  # noqa: E402
+from common.host_memory import free_bytes  # noqa: E402
 from common.machine import cpu_name  # noqa: E402
 from common.probing import Answer, Answers, FaultError, Probe, ask, tell  # noqa: E402
 from common.requirements import allowed, fits  # noqa: E402
@@ -116,11 +116,9 @@ def line(name: str, answer: Answer) -> str:
 
 
 def machine() -> dict[str, str | float | None]:
-    """What it is, and the GB of its memory that are free, None where it does not tell."""
-    memory = None
-    with contextlib.suppress(OSError):
-        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-        memory = found and round(int(found[1]) / 1e6, 1)
+    """What it is, and the GB of memory that are free for this process, None where it does not tell."""
+    free = free_bytes()
+    memory = None if free is None else round(free / 1e9, 1)
     system = f"{platform.system()} {platform.machine()}"
     return {"system": system, "cpu": cpu_name(), "cores": os.cpu_count(), "free_memory_gb": memory}
 

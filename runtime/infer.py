@@ -113,6 +113,8 @@ def infer(
                     print(note, file=stderr)
                 if any(job.video for job in plan.jobs):
                     print(FLICKER, file=stderr)
+                    if depth:
+                        print("note: --depth is of images, videos keep theirs", file=stderr)
                 summary = _denoise(denoiser, plan, settings, _gray_note(path), stderr)
     if plan.alone and summary.faults:
         raise summary.faults[0]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from common.errors import InputError
+from common.host_memory import free_bytes
 from common.images import Picture, decoded_size, read_file
 from runtime.jobs import Job
-from runtime.memory import free_bytes
 
 THREADS = min(8, os.cpu_count() or 1)
 """That decode, and as many that encode."""

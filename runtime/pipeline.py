@@ -160,7 +160,8 @@ class _Run:
         if self._settings.depth == 8 and self._denoiser.engine.io == "uint8":
             picture = eight_bits(picture)  # the engine takes no others
         depth = np.dtype(np.uint8) if self._settings.depth == 8 else picture.pixels.dtype
-        check_encodable(job.target.suffix, depth, picture.alpha is not None)
+        height, width = picture.pixels.shape[:2]
+        check_encodable(job.target.suffix, depth, picture.alpha is not None, (height, width))
         return picture
 
     def _take(self, item: Item | None) -> Item | None:

@@ -316,8 +316,10 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
         encode_picture(Picture(RGB, ALPHA), ".jpg")
     with pytest.raises(OutputError, match="file name ending"):
         write_picture(tmp_path / "x.gif", Picture(RGB), overwrite=False)
-    with pytest.raises(OutputError, match="20000x1 cannot be written as WebP"):
-        encode_picture(Picture(np.zeros((1, 20_000, 3), np.uint8)), ".webp")
+    for suffix, most in ((".webp", 16_383), (".jpg", 65_500)):
+        encode_picture(Picture(np.zeros((most, 1), np.uint8)), suffix)
+        with pytest.raises(OutputError, match=f"holds {most} pixels a side, the picture is {most + 1}x1: write a PNG"):
+            encode_picture(Picture(np.zeros((1, most + 1), np.uint8)), suffix)
     assert not list(tmp_path.iterdir())
 
 

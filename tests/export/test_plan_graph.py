@@ -74,6 +74,18 @@ def assert_types(model: onnx.ModelProto, element: int) -> None:
     assert {found[name] for name in (*last.input, *last.output)} == {TensorProto.FLOAT}
 
 
+def test_plan_of_a_file_whose_nodes_state_no_attributes_is_that_of_one_whose_do(tmp_path: Path) -> None:
+    bare = onnx.load(BUNDLED)
+    for node in filter(is_op, bare.graph.node):
+        del node.attribute[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    model, _ = plan_graph.load_network(tmp_path / "bare.onnx")
+    of_bare, of_stated = (plan_graph.with_plugin(m).graph.node for m in (model, bundled()))
+    assert of_bare == of_stated
+    retype(model, Precision.FP32)
+    assert plan_graph.with_grid_sample(model, 96, 96) == stated(Precision.FP32, 96, 96)
+
+
 @pytest.mark.parametrize(
     ("precision", "element"), [(Precision.FP16, TensorProto.FLOAT16), (Precision.FP32, TensorProto.FLOAT)]
 )

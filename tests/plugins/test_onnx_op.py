@@ -19,7 +19,10 @@ Arrays = list[NDArray[np.floating]]
 
 
 def one_node_model(element: int, groups: int, slope: float) -> onnx.ModelProto:
-    attributes: dict[str, Any] = {"offset_groups": groups, "negative_slope": slope} | op.PLUGIN_ATTRIBUTES
+    return model_of_node(element, {"offset_groups": groups, "negative_slope": slope} | op.PLUGIN_ATTRIBUTES)
+
+
+def model_of_node(element: int, attributes: dict[str, Any]) -> onnx.ModelProto:
     node = helper.make_node(op.NAME, list(onnx_op.INPUTS), ["y"], domain=op.DOMAIN, **attributes)
     ranks = {"x": 4, "offset_mask": 4, "weight": 4, "bias": 1}
     inputs = [helper.make_tensor_value_info(n, element, [None] * r) for n, r in ranks.items()]
@@ -76,6 +79,13 @@ def test_half_precision_node_runs_and_stays_close() -> None:
     assert found.dtype == np.float16
     expected = specification(arrays, 8, 0.2)
     assert np.abs(found - expected).max() < 4e-3 * np.abs(expected).max()
+
+
+def test_attributes_that_a_node_leaves_out_are_stated_with_the_ops_defaults() -> None:
+    (bare,) = model_of_node(onnx.TensorProto.FLOAT, {"negative_slope": 1.0}).graph.node
+    onnx_op.state_attributes(bare)
+    (stated,) = one_node_model(onnx.TensorProto.FLOAT, op.OFFSET_GROUPS, 1.0).graph.node
+    assert bare == stated
 
 
 def test_node_carries_what_tensorrt_needs_to_find_the_plugin() -> None:

@@ -313,15 +313,16 @@ def test_little_memory_makes_small_tiles_and_says_so(
     assert told == ["note: in tiles of 256 pixels, as little memory is free: --tile 512 insists\n", ""]
 
 
-def test_a_word_about_flicker(tmp_path: Path, model: Path) -> None:
+def test_a_word_about_flicker_and_depth(tmp_path: Path, model: Path) -> None:
     photo(tmp_path / "in" / "a.png")
     for name in ("clip.mp4", "other.mp4"):
         make(tmp_path / "in" / name, frames=3)
-    result = script("infer.py", tmp_path / "in", "--engine", model)
+    result = script("infer.py", tmp_path / "in", "--engine", model, "--depth", 8)
     assert (result.returncode, tree(tmp_path / "in_denoised")) == (0, ["a.png", "clip.mp4", "other.mp4"])
-    assert result.stderr.count("\n") == 1
-    assert "note: frames are denoised one by one" in result.stderr
-    assert "flicker" in result.stderr
+    flicker, depth = result.stderr.splitlines()
+    assert flicker.startswith("note: frames are denoised one by one")
+    assert "flicker" in flicker
+    assert depth == "note: --depth is of images, videos keep theirs"
     assert result.stdout.startswith("3 files in")
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.host_memory import free_bytes
 from runtime import Denoiser, lookahead, memory
 from runtime.engines import ort
 from runtime.engines.base import Engine, Images, SizeRange
 from runtime.lookahead import LookAhead
-from runtime.memory import BYTES_A_PIXEL, HOST_PIXELS, SHARE, device_bytes, free_bytes, pixels_in_host
+from runtime.memory import BYTES_A_PIXEL, HOST_PIXELS, SHARE, device_bytes, pixels_in_host
 from runtime.tiles import SIDES, TILE, choose_side
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -279,14 +279,16 @@ def test_a_full_disk_fails_one_file_and_leaves_nothing(jobs: list[Job], monkeypa
 
 
 def test_what_cannot_be_written_costs_no_time_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = photo(tmp_path / "a.png", dtype=np.uint16)
+    source, wide = photo(tmp_path / "a.png", dtype=np.uint16), photo(tmp_path / "b.png", size=(1, 16_384))
     (tmp_path / "file").touch()
     (tmp_path / "locked").mkdir()
     ran: list[Images] = []
     jobs = [Job(source, tmp_path / target) for target in ("a.jpg", "file/a.png", "locked/below/a.png")]
+    jobs.append(Job(wide, tmp_path / "b.webp"))
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "locked")  # root may write anywhere
     summary = denoise_files(Denoiser(Negative(ran.append)), jobs)
-    for fault, words in zip(summary.faults, ("JPEG holds 8 bits", "is not a folder", "no permission"), strict=True):
+    told = ("JPEG holds 8 bits", "is not a folder", "no permission", "WebP holds 16383 pixels a side")
+    for fault, words in zip(summary.faults, told, strict=True):
         assert words in str(fault)
     assert not ran
 
