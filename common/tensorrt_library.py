@@ -28,6 +28,9 @@ INSTALL = {
     Backend.TENSORRT: "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt,kernels]'",
     Backend.TENSORRT_RTX: "pip install -e '.[rtx]'",
 }
+OLDEST = {Backend.TENSORRT: (11, 4)}
+"""That plans are built with, as in pyproject.toml. With NumPy 2.4 older ones fail to read a plugin's attributes, 11.1
+and 11.2 leak memory (NVIDIA/TensorRT issue 4849), and 10's networks have the file's types only if asked to."""
 
 
 def load_library(backend: Backend) -> Any:
@@ -37,6 +40,16 @@ def load_library(backend: Backend) -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # OSError where a shared library is missing
         name = NAMES[backend]
         raise DependencyError(f"expected {name}'s Python package, found none ({error}): {INSTALL[backend]}") from error
+
+
+def load_builder(backend: Backend) -> Any:
+    """The same to build plans with. Raises DependencyError where it is too old, too."""
+    module = load_library(backend)
+    oldest = OLDEST.get(backend, (0,))
+    if tuple(map(int, module.__version__.split(".")[:2])) < oldest:
+        text = f"expected {NAMES[backend]} {'.'.join(map(str, oldest))} or later, found {module.__version__}"
+        raise DependencyError(f"{text}: {INSTALL[backend]}")
+    return module
 
 
 class Log:

@@ -20,7 +20,7 @@ from rich.table import Table
 from common.errors import InputError, ModelError
 from common.files import sha256, write_whole
 from common.machine import gpu
-from common.tensorrt_library import STDERR, Backend, Log, load_library, logger
+from common.tensorrt_library import STDERR, Backend, Log, load_builder, logger
 from export.plan_build import Sizes, Target
 from export.plan_graph import with_plugin
 from export.plan_types import Precision, is_convolution
@@ -32,7 +32,8 @@ class TensorRTTarget(Target):
 
     plugin: shared library of `plugins/tensorrt_v3`; None means the ahead-of-time plugin, whose kernels the plan holds.
     timing_cache: file of measured times, which the next build for the same GPU and version starts from.
-    Raises InputError where there is no such library, DependencyError where TensorRT or a GPU is missing.
+    Raises InputError where there is no such library, DependencyError where TensorRT or a GPU is missing, or
+    TensorRT too old.
     """
 
     backend = Backend.TENSORRT
@@ -40,7 +41,7 @@ class TensorRTTarget(Target):
     def __init__(self, plugin: Path | None, timing_cache: Path) -> None:
         if plugin is not None and not plugin.is_file():
             raise InputError(f"--plugin: expected a shared library, found none at {plugin}")
-        load_library(self.backend)
+        load_builder(self.backend)
         self.plugin, self.timing_cache = plugin, timing_cache
         self.gpu = gpu()
         self.convolutions: set[str] = set()

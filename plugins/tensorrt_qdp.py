@@ -25,22 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from common import tensorrt_library
 from common.errors import DependencyError, InputError, ModelError
 from common.machine import gpu
+from common.tensorrt_library import Backend, load_builder
 from plugins import launch, nvrtc, op
 
-MINIMUM = (11, 4)
-"""With NumPy 2.4 older ones fail to read attributes; 11.1 and 11.2 leak memory (NVIDIA/TensorRT issue 4849)."""
-INSTALL = tensorrt_library.INSTALL[tensorrt_library.Backend.TENSORRT]
-
-try:
-    import tensorrt as trt
-except ImportError as error:
-    raise DependencyError(f"expected TensorRT's Python package, found none ({error}): {INSTALL}") from error
-if tuple(map(int, trt.__version__.split(".")[:2])) < MINIMUM:
-    raise DependencyError(f"expected TensorRT {MINIMUM[0]}.{MINIMUM[1]} or later, found {trt.__version__}: {INSTALL}")
-import tensorrt.plugin as trtp  # noqa: E402  (an older TensorRT may not have it)
+trt = load_builder(Backend.TENSORRT)
+import tensorrt.plugin as trtp  # noqa: E402 - an older TensorRT, refused above, may not have it
 
 ID = f"{op.DOMAIN}::{op.NAME}"
 ARCH_VARIABLE = "SADNET_CUDA_ARCH"

@@ -21,7 +21,7 @@ from common import cli
 from common.errors import ModelError
 from common.files import sha256
 from common.machine import Gpu
-from common.tensorrt_library import Backend, logger
+from common.tensorrt_library import OLDEST, Backend, logger
 from export import plan_build, plan_graph, plan_tensorrt, to_plan
 from export.parity import ASSETS
 from export.plan_tensorrt import check_layers, inspected_layers, kernels_sha256, print_layers, type_of
@@ -47,6 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     vars(plugin).update(register=lambda: made.append("register"), errors=errors)
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
+    monkeypatch.setitem(OLDEST, Backend.TENSORRT, (1, 1))
     monkeypatch.setitem(sys.modules, "plugins.tensorrt_qdp", plugin)
     monkeypatch.setattr("plugins.tensorrt_qdp", plugin, raising=False)
     monkeypatch.setattr(plan_tensorrt, "gpu", lambda: GPU)
@@ -98,6 +99,18 @@ def test_everything_but_plugin_and_engine(
     assert found["plan_sha256"] == sha256(tmp_path / "a.plan")
     assert found["activation_bytes"] == 123456789
     assert command(plain_model, "--overwrite")[0] == 0  # from the timing cache that is there
+
+
+def test_tensorrt_10_is_refused_with_either_plugin(
+    calls: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OLDEST, Backend.TENSORRT, (11, 4))
+    library = tmp_path / "libsadnet_plugin.so"
+    library.touch()
+    for options in ([], ["--plugin", library]):
+        code, _, err = command(BUNDLED, *options)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "error: expected TensorRT 11.4 or later, found 1." in err
 
 
 def test_node_without_its_plugin_is_named(calls: list[str], command: Command, tmp_path: Path) -> None:
