@@ -1,15 +1,38 @@
-"""A run's checkpoint on disk: everything that the run needs to go on."""
+"""A run's checkpoint on disk: everything that the run needs to go on; and that one process at a time writes it."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from common.errors import ModelError
+from common.errors import ModelError, OutputError
 from common.files import whole_file
 
 CHECKPOINT = "checkpoint.pt"
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into `folder`; a lock goes with the process that held it, however that ends.
+
+    Raises OutputError where another holds it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"{folder}: expected a run that rests, found one that another process trains: wait for it, or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from plugins import cpu_sampling
-from train.checkpoint import CHECKPOINT, write_checkpoint
+from train.checkpoint import CHECKPOINT, locked, write_checkpoint
 from train.config import TrainConfig
 from train.data import Bank, Draw, Sampler
 from train.graph import GraphedStep
@@ -93,16 +93,18 @@ class Trainer:
         """Train until a budget is spent (True), or Ctrl-C or SIGTERM asks to stop (False); the state is saved then.
 
         Raises TrainingError where the loss or the weights are not finite, OutputError where the folder cannot be
-        written; the last checkpoint then still stands.
+        written or another process trains into it; the last checkpoint then still stands.
         """
         try:
-            with self.processes.together():
-                if self.processes.first:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
-                        unfinished.unlink()
-                    cut_log(self.folder / LOG, self.step)
-            return self._run()
+            with ExitStack() as held:
+                with self.processes.together():
+                    if self.processes.first:
+                        self.folder.mkdir(parents=True, exist_ok=True)
+                        held.enter_context(locked(self.folder))
+                        for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
+                            unfinished.unlink()
+                        cut_log(self.folder / LOG, self.step)
+                return self._run()
         except OSError as error:
             raise OutputError(f"cannot write the run's folder {self.folder}: {error.strerror or error}") from error
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from common.errors import OutputError
 from train import loop
+from train.checkpoint import LOCK, locked
 from train.loop import Trainer
 from train.sadnet import SADNet
 from train.validation import Noise
@@ -133,6 +134,16 @@ def test_a_run_is_never_started_over_another(config: Path, run: Path, train: Tra
     assert train("--decay", run, "--output", run, "--steps", "1") == 2
     assert "holds a run already" in one_error()
     assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_one_process_at_a_time_trains_into_a_folder(run: Path, train: Train, one_error: OneError) -> None:
+    kept = [path for path in run.iterdir() if path.name != LOCK]
+    before = [path.read_bytes() for path in kept]
+    with locked(run):
+        assert train("--resume", run, "--steps", "10") == 2
+        assert f"{run}: expected a run that rests, found one that another process trains" in one_error()
+        assert [path.read_bytes() for path in kept] == before
+    assert train("--resume", run, "--steps", "10") == 0
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.json", "log.jsonl"])
