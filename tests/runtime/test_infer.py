@@ -194,11 +194,14 @@ def test_a_pattern_and_going_on_later(tmp_path: Path, model: Path) -> None:
     assert result.stdout == "0 images in 0.00 s (0.00 images/s), 2 skipped\n"
 
 
-def test_ctrl_c_leaves_whole_files_and_the_rest_is_done_later(tmp_path: Path, write_model: WriteModel) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_whole_files_and_the_rest_is_done_later(
+    tmp_path: Path, write_model: WriteModel, number: signal.Signals
+) -> None:
     blur = write_model(tmp_path / "blur.onnx")
     first = photo(tmp_path / "in" / "000.png", size=(700, 700))
-    for number in range(1, 60):
-        shutil.copy(first, tmp_path / "in" / f"{number:03}.png")
+    for copy in range(1, 60):
+        shutil.copy(first, tmp_path / "in" / f"{copy:03}.png")
     output = tmp_path / "out"
     command: list[str | Path] = [
         sys.executable,
@@ -213,7 +216,7 @@ def test_ctrl_c_leaves_whole_files_and_the_rest_is_done_later(tmp_path: Path, wr
     while not list(output.glob("*.png")):
         assert running.poll() is None
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     stdout, stderr = running.communicate(timeout=60)
     assert (running.returncode, stderr) == (130, "")
     files = tree(output)
