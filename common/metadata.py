@@ -14,7 +14,7 @@ from typing import Literal
 from common.containers import header_of, jpeg_segments, png_chunks, riff_chunks
 from common.directories import ORIENTATION, DamagedError, Reader
 
-Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "sRGB", "resolution"]
+Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "sRGB", "resolution", "CMYK profile"]
 Metadata = dict[Name, bytes]
 """EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile, CICP's four bytes; resolution as two
 big-endian numbers of pixels a metre; as they lie in the file, a JPEG's IPTC and comment, a TIFF's IPTC, a PNG's text
@@ -32,6 +32,7 @@ _HELD_BY: dict[Name, tuple[str, ...]] = {
     "sRGB": ("PNG",),
     "comment": ("JPEG",),
     "resolution": ("JPEG", "PNG", "TIFF"),
+    "CMYK profile": (),
 }
 _APART: dict[int, Name] = {0xED: "IPTC", 0xFE: "comment"}
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -46,14 +47,13 @@ _WEBP_FLAGS = {"ICC": 0x20, "EXIF": 0x08, "XMP": 0x04}
 
 
 def read_metadata(kind: str, data: bytes) -> Metadata:
-    """What a JPEG, PNG or WebP file holds; damaged parts are left out, and so is the profile of CMYK colours, which
-    are decoded to RGB."""
+    """What a JPEG, PNG or WebP file holds; damaged parts are left out."""
     try:
         found = {"JPEG": _from_jpeg, "PNG": _from_png, "WebP": _from_webp}[kind](data) if kind != "BMP" else {}
     except (struct.error, IndexError):
         return {}
-    if found.get("ICC", b"")[16:20] == b"CMYK":
-        del found["ICC"]
+    if found.get("ICC", b"")[16:20] == b"CMYK":  # they are decoded to RGB
+        found["CMYK profile"] = found.pop("ICC")
     return {name: chunk for name, chunk in found.items() if chunk}
 
 

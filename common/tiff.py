@@ -1,9 +1,9 @@
 """What OpenCV 5 gets wrong in silence about TIFF files: refused here, or mended in the bytes before or after it.
 
 It returns a picture for a planar file that is cut off; it garbles 16-bit planar files and 16-bit gray with alpha, does
-not invert 16-bit white-is-zero, drops 8-bit gray's alpha, gives CMYK an alpha, multiplies 8-bit colours by an
-unassociated alpha, takes other colour spaces in 16 bits for RGB, and turns 8-bit pictures upright, but not 16-bit ones.
-It writes no metadata, and does not mark an alpha channel as one.
+not invert 16-bit white-is-zero, takes palettes of 1 bit for black and white, drops 8-bit gray's alpha, gives CMYK an
+alpha, multiplies 8-bit colours by an unassociated alpha, takes other colour spaces in 16 bits for RGB, and turns 8-bit
+pictures upright, but not 16-bit ones. It writes no metadata, and does not mark an alpha channel as one.
 """
 
 import struct
@@ -174,6 +174,8 @@ def _refuse_misread(reader: Reader, tags: dict[int, Entry], name: str) -> None:
         "a planar layout": samples > 1 and layout != 1,
         "16-bit white-is-zero": deep and colours == _WHITE_IS_ZERO,
         "a 16-bit palette": deep and colours == _PALETTE,
+        f"a palette of {bits[0]} bit": bits[0] < 4 and colours == _PALETTE,
+        f"{bits[0]} bits a sample": 1 < bits[0] < 8 and colours != _PALETTE,
         "16-bit YCbCr": deep and colours == _YCBCR,
         "samples of several depths": len(set(bits)) > 1,
         f"{samples} samples of colour space {colours}": samples not in _SAMPLES.get(colours, ()),

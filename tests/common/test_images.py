@@ -1,6 +1,7 @@
 """Pictures of every format come back as they were, and damaged files never come back at all."""
 
 import io
+import struct
 import os
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def tiff(image: NDArray[Any], **options: Any) -> bytes:
     file = io.BytesIO()
     tifffile.imwrite(file, image, **options)
     return file.getvalue()
+
+
+def of_bits(bits: int, data: bytes) -> bytes:
+    """A TIFF file of one sample of 8 bits, said to have other ones."""
+    tags = [struct.pack("<HHII", 258, 3, 1, depth) for depth in (8, bits)]
+    assert data.count(tags[0]) == 1
+    return data.replace(*tags)
 
 
 def read(folder: Path, data: bytes) -> Picture:
@@ -149,6 +157,7 @@ def test_kinds_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
 
 def test_tiffs_that_would_be_misread_are_refused(tmp_path: Path) -> None:
     planes = np.ascontiguousarray(RGB.transpose(2, 0, 1))
+    palette = tiff(ALPHA, photometric="palette", colormap=np.zeros((3, 256), np.uint16))
     for data, word in (
         (tiff(RGB.astype(np.float32), photometric="rgb"), "float32"),
         (tiff(RGB.astype(np.int16), photometric="rgb"), "int16"),
@@ -163,6 +172,10 @@ def test_tiffs_that_would_be_misread_are_refused(tmp_path: Path) -> None:
             tiff(ALPHA.astype(np.uint16), photometric="palette", colormap=np.zeros((3, 65536), np.uint16)),
             "16-bit palette",
         ),
+        (of_bits(2, tiff(ALPHA)), "2 bits a sample"),
+        (of_bits(4, tiff(ALPHA)), "4 bits a sample"),
+        (of_bits(1, palette), "a palette of 1 bit"),
+        (of_bits(2, palette), "a palette of 2 bit"),
     ):
         with pytest.raises(InputError, match=word):
             read(tmp_path, data)

@@ -267,7 +267,8 @@ def test_damaged_exif_stops_no_tiff(tmp_path: Path) -> None:
 def test_profiles_of_other_colours_are_not_attached(tmp_path: Path) -> None:
     cmyk, gray = (PROFILE[:16] + space + PROFILE[20:] for space in (b"CMYK", b"GRAY"))
     picture = read(tmp_path, saved(".jpg", Image.fromarray(RGB).convert("CMYK"), icc_profile=cmyk))
-    assert (picture.pixels.shape, picture.metadata) == (RGB.shape, {})
+    assert (picture.pixels.shape, picture.metadata) == (RGB.shape, {"CMYK profile": cmyk})
+    assert [encode_picture(picture, suffix)[1] for suffix in (".jpg", ".png", ".tif")] == [("CMYK profile",)] * 3
     picture = read(tmp_path, saved(".jpg", Image.fromarray(RGB).convert("L"), icc_profile=gray))
     assert encode_picture(picture, ".png")[1] == ()
     assert encode_picture(picture, ".webp")[1] == ("ICC",)  # which has no gray
