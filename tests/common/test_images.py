@@ -1,8 +1,8 @@
 """Pictures of every format come back as they were, and damaged files never come back at all."""
 
 import io
-import struct
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ def tiff(image: NDArray[Any], **options: Any) -> bytes:
 
 def of_bits(bits: int, data: bytes) -> bytes:
     """A TIFF file of one sample of 8 bits, said to have other ones."""
-    tags = [struct.pack("<HHII", 258, 3, 1, depth) for depth in (8, bits)]
-    assert data.count(tags[0]) == 1
-    return data.replace(*tags)
+    was, is_said = (struct.pack("<HHII", 258, 3, 1, depth) for depth in (8, bits))
+    assert data.count(was) == 1
+    return data.replace(was, is_said)
 
 
 def read(folder: Path, data: bytes) -> Picture:
