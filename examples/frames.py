@@ -41,6 +41,6 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
         sys.exit(__doc__)
     main(int(sys.argv[1]))

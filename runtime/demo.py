@@ -31,6 +31,7 @@ def demo(
     clean: Annotated[Path, typer.Option(help="Its clean original.")] = ASSETS / "astronaut_clean.png",
     engine: Annotated[Path, typer.Option(help="Model file: .onnx.")] = ASSETS / "blind_color.onnx",
     output: Annotated[Path, typer.Option(help="Folder; in the default one, earlier files are replaced.")] = DEMO,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in another folder, too.")] = False,
 ) -> None:
     """Denoise the sample photo, print PSNR and seconds, write a side-by-side picture."""
     before, original = rgb8(read_picture(noisy)), rgb8(read_picture(clean))
@@ -42,9 +43,10 @@ def demo(
         after = denoiser.denoise(before)
         ended = time.perf_counter()
         print(f"{denoiser.engine.name}: loaded in {loaded - began:.2f} s")
+    overwrite = overwrite or output == DEMO
     pictures = {"noisy": before, "denoised": after, "clean": original}
-    write_picture(output / "denoised.png", Picture(after), overwrite=output == DEMO)
-    write_picture(output / "side_by_side.jpg", Picture(_side_by_side(pictures)), overwrite=output == DEMO)
+    write_picture(output / "denoised.png", Picture(after), overwrite=overwrite)
+    write_picture(output / "side_by_side.jpg", Picture(_side_by_side(pictures)), overwrite=overwrite)
     print(f"denoised {_size(before)} in {ended - loaded:.2f} s")
     print(f"PSNR noisy    {psnr(before / 255, original / 255):6.2f} dB")
     print(f"PSNR denoised {psnr(after / 255, original / 255):6.2f} dB")

@@ -20,7 +20,6 @@ from runtime import Denoiser
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "assets" / "real_color.onnx"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-PROGRAMS = ("photo", "serve", "frames")
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +58,14 @@ def assert_denoised(denoiser: Denoiser, noisy: Picture, clean: Picture) -> None:
         np.testing.assert_array_equal(clean.alpha, noisy.alpha)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_without_arguments_it_says_how(name: str) -> None:
-    result = program(name)
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("photo", []), ("serve", []), ("frames", []), ("serve", ["http"]), ("frames", ["-1"])]
+)
+def test_without_its_arguments_it_says_how(name: str, arguments: list[str]) -> None:
+    result = program(name, *arguments)
     assert result.returncode == 1
     assert f"python examples/{name}.py" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
