@@ -15,7 +15,7 @@ namespace {
 constexpr int TAPS = 9;
 constexpr int LANES = 16;  // the taps' arithmetic runs over whole vectors; what lies beyond the ninth is not used
 
-struct Half {  // bfloat16
+struct Bfloat16 {
   uint16_t bits;
 };
 
@@ -35,7 +35,7 @@ inline Floats<V> load(const float* from) {
 }
 
 template <int V>
-inline Floats<V> load(const Half* from) {
+inline Floats<V> load(const Bfloat16* from) {
   Shorts<V> bits;
   std::memcpy(&bits, from, sizeof bits);
   return (Floats<V>)(__builtin_convertvector(bits, Words<V>) << 16);
@@ -47,7 +47,7 @@ inline void store(Floats<V> value, float* to) {
 }
 
 template <int V>
-inline void store(Floats<V> value, Half* to) {  // rounds to nearest even
+inline void store(Floats<V> value, Bfloat16* to) {  // rounds to nearest even
   Words<V> bits = (Words<V>)value;
   bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   bits = value == value ? bits : Words<V>{} + 0x7fc0;
@@ -230,24 +230,25 @@ T* as(void* tensor) {
 
 }  // namespace
 
-// half: the tensors are bfloat16, else fp32.
-extern "C" void sadnet_sample(int half, int threads, int n, int h, int w, int groups, int width, const void* x,
+// bfloat16: whether the tensors are, else fp32.
+extern "C" void sadnet_sample(int bfloat16, int threads, int n, int h, int w, int groups, int width, const void* x,
                               const void* offset_mask, void* columns) {
   const Shape s{n, h, w, groups, width};
   with_vectors(width, [&](auto v) {
-    if (half) return sample<Half, v>(s, threads, as<Half>(x), as<Half>(offset_mask), as<Half>(columns));
+    if (bfloat16)
+      return sample<Bfloat16, v>(s, threads, as<Bfloat16>(x), as<Bfloat16>(offset_mask), as<Bfloat16>(columns));
     sample<float, v>(s, threads, as<float>(x), as<float>(offset_mask), as<float>(columns));
   });
 }
 
-extern "C" void sadnet_sample_backward(int half, int threads, int n, int h, int w, int groups, int width, const void* x,
-                                       const void* offset_mask, const void* grad_columns, float* grad_x,
+extern "C" void sadnet_sample_backward(int bfloat16, int threads, int n, int h, int w, int groups, int width,
+                                       const void* x, const void* offset_mask, const void* grad_columns, float* grad_x,
                                        void* grad_offset_mask) {
   const Shape s{n, h, w, groups, width};
   with_vectors(width, [&](auto v) {
-    if (half) {
-      return sample_backward<Half, v>(s, threads, as<Half>(x), as<Half>(offset_mask), as<Half>(grad_columns), grad_x,
-                                      as<Half>(grad_offset_mask));
+    if (bfloat16) {
+      return sample_backward<Bfloat16, v>(s, threads, as<Bfloat16>(x), as<Bfloat16>(offset_mask),
+                                          as<Bfloat16>(grad_columns), grad_x, as<Bfloat16>(grad_offset_mask));
     }
     sample_backward<float, v>(s, threads, as<float>(x), as<float>(offset_mask), as<float>(grad_columns), grad_x,
                               as<float>(grad_offset_mask));
