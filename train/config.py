@@ -79,8 +79,10 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam (AdamW where weight_decay > 0) and the learning rate as a function of the step.
+    """The optimizer and the learning rate as a function of the step.
 
+    kind         adam: Adam, as the paper's; AdamW where weight_decay > 0
+                 muon: kernels by Muon, all else by Adam (train/optimizer.py); no weight decay
     warmup       steps of linear rise from 0
     halve_after  the rate is halved once, after this many steps (the paper's recipe); 0: never
     decay_from, decay_steps
@@ -91,6 +93,7 @@ class OptimizerConfig:
     """
 
     loss: Literal["l1", "l2"] = "l2"
+    kind: Literal["adam", "muon"] = "adam"
     lr: float = 4e-4
     beta1: float = 0.9
     beta2: float = 0.99
@@ -280,6 +283,10 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
             "camera.share: expected 0 for a gray network (model.channels = 1): camera noise is that of colour photos",
         ),
         (optimizer.lr > 0, f"optimizer.lr: expected more than 0, found {optimizer.lr}"),
+        (
+            optimizer.kind == "adam" or not optimizer.weight_decay,
+            f"optimizer.weight_decay: expected 0 with optimizer.kind = muon, found {optimizer.weight_decay}",
+        ),
         *(
             (0 <= value < 1, f"optimizer.{name}: expected 0 <= {name} < 1, found {value}")
             for name, value in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2), ("ema", optimizer.ema))

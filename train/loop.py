@@ -28,6 +28,7 @@ from train.config import TrainConfig
 from train.data import Bank, Draw, Sampler
 from train.graph import GraphedStep
 from train.journal import LOG, Journal, cut_log, opened
+from train.optimizer import make_optimizer
 from train.processes import ALONE, Processes
 from train.sadnet import SADNet
 from train.validation import Noise, held_out, noise_name, validation_noises
@@ -61,15 +62,11 @@ class Trainer:
         o, cuda = config.optimizer, fabric.device.type == "cuda"
         # a scaled loss (fp16) is looked at by the host, and several processes wait for each other
         graphed = cuda and config.run.cuda_graph and config.run.precision != "fp16" and processes.size == 1
-        kind = torch.optim.AdamW if o.weight_decay else torch.optim.Adam
-        optimizer = kind(
+        optimizer = make_optimizer(
             self.network.parameters(),
-            torch.tensor(o.lr, device=fabric.device) if graphed else o.lr,  # a graph reads it at every step
-            (o.beta1, o.beta2),
-            o.eps,
-            weight_decay=o.weight_decay,
+            o,
             fused=config.run.precision != "fp16",  # or it unscales the gradients itself, and Fabric cannot clip them
-            capturable=graphed,
+            graphed_on=fabric.device if graphed else None,
         )
         self.network.to(fabric.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if o.ema else None

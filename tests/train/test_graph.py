@@ -20,11 +20,11 @@ from train.sadnet import SADNet
 SIDE, STEPS = 48, WARM_UP + 7
 
 
-def settings(**run: object) -> TrainConfig:
+def settings(kind: str = "adam", **run: object) -> TrainConfig:
     """The rate rises at every step, so that one that a graph had kept would show."""
     values = {
         "data": {"crop": 32, "batch": 3},
-        "optimizer": {"lr": 1e-3, "warmup": 2 * STEPS, "ema": 0.9},
+        "optimizer": {"kind": kind, "lr": 1e-3, "warmup": 2 * STEPS, "ema": 0.9},
         "run": {"steps": STEPS, "precision": "fp32", "log_every": 1, "validation_crop": 32, **run},
     }
     return from_dict(values, "test")
@@ -37,10 +37,11 @@ def trainer(folder: Path, config: TrainConfig) -> Trainer:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["adam", "muon"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 2e-2)])
-def test_replayed_steps_are_the_steps(tmp_path: Path, precision: str, tolerance: float) -> None:
-    graphed = trainer(tmp_path / "a", settings(precision=precision))
-    plain = trainer(tmp_path / "b", settings(precision=precision, cuda_graph=False))
+def test_replayed_steps_are_the_steps(tmp_path: Path, precision: str, tolerance: float, kind: str) -> None:
+    graphed = trainer(tmp_path / "a", settings(kind, precision=precision))
+    plain = trainer(tmp_path / "b", settings(kind, precision=precision, cuda_graph=False))
     assert isinstance(graphed._update, GraphedStep)
     assert not isinstance(plain._update, GraphedStep)
     before = {name: value.clone() for name, value in plain.released.state_dict().items()}

@@ -1,0 +1,144 @@
+"""Muon's steps against their definition, and that Adam's are torch's."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from train.config import OptimizerConfig
+from train.optimizer import FEWEST, MOMENTUM, RMS, make_optimizer, orthogonal
+
+Train = Callable[..., int]
+State = Callable[[Path], dict[str, Any]]
+OneError = Callable[[], str]
+SHAPES = [(32, 288), (216, 288), (64, 64), (128, 32), (256, 2304), (32, 288), (9, 8)]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def five_iterations(matrix: Tensor) -> Tensor:
+    """Newton-Schulz as Jordan et al. state it, in double precision."""
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    found: Tensor = x
+    return found
+
+
+def network() -> nn.Sequential:
+    """Layers whose kernels are wide, tall, and too narrow for Muon; in the order that training on a CPU has them."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Conv2d(32, 8, 1), nn.Conv2d(8, 3, 1))
+    layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
+    return layers
+
+
+def backward(layers: nn.Module, seed: int) -> None:
+    layers.zero_grad()
+    layers(normal(2, 3, 9, 9, seed=seed)).square().mean().backward()
+
+
+def test_singular_values_are_brought_near_to_1_and_vectors_stay() -> None:
+    matrices = [normal(*shape, seed=seed) for seed, shape in enumerate(SHAPES)]
+    for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
+        assert found.shape == matrix.shape
+        torch.testing.assert_close(found.double(), five_iterations(matrix), rtol=0, atol=2e-5)
+        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        seen = left.T @ found.double() @ right.T
+        assert (seen - seen.diagonal().diag()).abs().max() < 1e-4
+        small = values < 0.01 * values.norm()
+        assert seen.diagonal()[~small].min() > 0.6
+        assert seen.diagonal().max() < 1.25
+        assert torch.equal(orthogonal([1e-12 * matrix])[0].isfinite(), torch.ones(matrix.shape, dtype=torch.bool))
+
+
+def test_directions_without_a_gradient_stay_without_a_step() -> None:
+    thin = normal(64, 3) @ normal(3, 576, seed=1)
+    for matrix in (thin, torch.zeros(64, 576)):
+        found = orthogonal([matrix])[0]
+        assert found.isfinite().all()
+        assert (torch.linalg.svdvals(found)[3:] < 1e-3).all()
+
+
+def test_kernels_step_by_their_momentum_made_orthogonal_and_the_rest_by_adam() -> None:
+    ours, theirs = network(), network()
+    config = OptimizerConfig(kind="muon", lr=1e-2)
+    muon = make_optimizer(ours.parameters(), config, fused=True, graphed_on=None)
+    adam = torch.optim.Adam(theirs.parameters(), 1e-2, (config.beta1, config.beta2), config.eps)
+    kernels = {n for n, p in ours.named_parameters() if p.ndim == 4 and min(p.shape[0], p[0].numel()) >= FEWEST}
+    assert kernels == {"0.weight", "1.weight", "2.weight"}
+    momenta: dict[str, Tensor] = {}
+    for step in range(3):
+        backward(ours, step)
+        before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert p.grad is not None
+            q.grad = p.grad.clone()
+        muon.step()
+        adam.step()
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert p.grad is not None
+            if name not in kernels:
+                torch.testing.assert_close(p, q)
+                continue
+            momenta[name] = MOMENTUM * momenta.get(name, torch.zeros(())) + (1 - MOMENTUM) * p.grad
+            ahead = ((1 - MOMENTUM) * p.grad + MOMENTUM * momenta[name]).flatten(1)
+            tall = len(ahead) > ahead.shape[1]
+            direction = five_iterations(ahead.T).T if tall else five_iterations(ahead)
+            length = RMS * 1e-2 * max(ahead.shape) ** 0.5
+            torch.testing.assert_close(
+                before[name] - p, (length * direction).float().reshape(p.shape), atol=2e-5, rtol=0
+            )
+
+
+def test_a_steps_size_is_that_of_the_rate_whatever_the_gradients() -> None:
+    layer = nn.Conv2d(64, 64, 3, bias=False)
+    optimizer = make_optimizer(layer.parameters(), OptimizerConfig(kind="muon", lr=1e-3), fused=True, graphed_on=None)
+    for size in (1e-6, 1.0, 1e6):
+        before = layer.weight.detach().clone()
+        layer.weight.grad = size * normal(64, 64, 3, 3)
+        optimizer.step()
+        assert float((layer.weight.detach() - before).square().mean().sqrt()) == pytest.approx(RMS * 1e-3, rel=0.3)
+
+
+def test_a_state_goes_on_in_another_optimizer() -> None:
+    one = network()
+    first = make_optimizer(one.parameters(), OptimizerConfig(kind="muon"), fused=True, graphed_on=None)
+    backward(one, 0)
+    first.step()
+    other = copy.deepcopy(one)
+    second = make_optimizer(other.parameters(), OptimizerConfig(kind="muon"), fused=True, graphed_on=None)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for layers, optimizer in ((one, first), (other, second)):
+        backward(layers, 1)
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_run_of_muon_resumes_to_the_bit(config: Path, train: Train, state: State, tmp_path: Path) -> None:
+    muon = ("--config", config, "--set", "optimizer.kind=muon")
+    assert train(*muon, "--output", tmp_path / "whole") == 0
+    assert train(*muon, "--steps", 3, "--output", tmp_path / "run") == 0
+    assert train("--resume", tmp_path / "run", "--steps", 6) == 0
+    whole, resumed = state(tmp_path / "whole"), state(tmp_path / "run")
+    assert all(torch.equal(value, resumed["network"][name]) for name, value in whole["network"].items())
+    kept = [moments for moments in whole["optimizer"]["state"].values() if moments.keys() == {"momentum"}]
+    assert len(kept) == 46  # all but the two at the network's ends
+
+
+def test_a_run_keeps_to_its_optimizer(
+    config: Path, halfway: Path, train: Train, one_error: OneError, tmp_path: Path
+) -> None:
+    run = shutil.copytree(halfway, tmp_path / "run")
+    assert train("--resume", run, "--set", "optimizer.kind=muon") == 2
+    assert "expected a checkpoint of this network and optimizer, found another" in one_error()
+    assert train("--config", config, "--set", "optimizer.kind=muon", "optimizer.weight_decay=0.1") == 2
+    assert "optimizer.weight_decay: expected 0 with optimizer.kind = muon, found 0.1" in one_error()
