@@ -58,3 +58,10 @@ def plans(tmp_path: Path) -> Path:
     write_plan(tmp_path / "range.plan", (8, 8), (96, 96))
     write_plan(tmp_path / "small.plan", SMALL, SMALL)
     return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    """One that copies, in a folder of its own."""
+    (tmp_path / "model").mkdir()
+    return write_model(tmp_path / "model" / "m.onnx", op="Identity")
