@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import re
-import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
@@ -53,8 +52,7 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
 
 
 def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C or SIGTERM, which
-    both raise KeyboardInterrupt.
+    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C.
 
     Options named in `several` take any number of values after one flag: `--sigma 30 50` reads as
     `--sigma 30 --sigma 50`, which is all that Typer itself understands.
@@ -63,7 +61,6 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
     for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(args=_repeat_flags(arguments, several), standalone_mode=False)
         sys.stdout.flush()
@@ -82,8 +79,6 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"standard output cannot be written: {error.strerror}")
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -31,7 +31,7 @@ IMAGE_SUFFIXES = frozenset(FORMATS)
 MOST_PIXELS = 2**30
 """OpenCV's own limit."""
 _MOST_SIDE = 2**20
-_MOST_SIDE_WRITTEN = {"JPEG": 65_500, "WebP": 16_383}
+_MOST_SIDE_WRITTEN = {"JPEG": 65_500, "WebP": 16_383, "PNG": 1_000_000}
 """The formats' own limits, as their libraries have them."""
 _MOST_SCANS = 100
 """Of a progressive JPEG: each costs a pass over all pixels, and takes as little as 30 bytes of the file."""
@@ -206,7 +206,8 @@ def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool, size: tuple[
         raise OutputError("JPEG holds no transparency, the picture has some: write a PNG, TIFF, WebP or BMP")
     if max(size) > (most := _MOST_SIDE_WRITTEN.get(kind, _MOST_SIDE)):
         height, width = size
-        raise OutputError(f"{kind} holds {most} pixels a side, the picture is {width}x{height}: write a PNG or TIFF")
+        advice = "scale it down" if kind == "TIFF" else "write a TIFF"
+        raise OutputError(f"{kind} holds {most} pixels a side, the picture is {width}x{height}: {advice}")
 
 
 def write_picture(

@@ -174,7 +174,7 @@ def _refuse_misread(reader: Reader, tags: dict[int, Entry], name: str) -> None:
         "a planar layout": samples > 1 and layout != 1,
         "16-bit white-is-zero": deep and colours == _WHITE_IS_ZERO,
         "a 16-bit palette": deep and colours == _PALETTE,
-        f"a palette of {bits[0]} bit": bits[0] < 4 and colours == _PALETTE,
+        f"a palette of {bits[0]} bits": bits[0] not in (4, 8) and colours == _PALETTE,
         f"{bits[0]} bits a sample": 1 < bits[0] < 8 and colours != _PALETTE,
         "16-bit YCbCr": deep and colours == _YCBCR,
         "samples of several depths": len(set(bits)) > 1,

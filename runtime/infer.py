@@ -5,11 +5,13 @@
     python runtime/infer.py 'photos/**/*.tif' --output clean  # a pattern; ** stands for any number of folders
     python runtime/infer.py photos --skip-existing            # goes on where an earlier run stopped
 
-One bad file never stops the rest: it is named on stderr, and the exit code is 1. Ctrl-C leaves whole files only.
+One bad file never stops the rest: it is named on stderr, and the exit code is 1. Ctrl-C and
+SIGTERM leave whole files only.
 Videos need PyAV: pip install -e '.[video]'.
 """
 
 import os
+import signal
 import sys
 import unicodedata
 from pathlib import Path
@@ -201,5 +203,13 @@ def _line(text: str) -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does; a second one ends it at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # or the caller has it ignored
+        signal.signal(signal.SIGTERM, _terminate)
     run(app)

@@ -202,7 +202,7 @@ def _interrupted_once() -> Iterator[None]:
 
     Those after the first count for nothing: threads are to end, and the frames so far to be kept.
     """
-    usual = (signal.SIG_DFL, signal.default_int_handler)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     interrupted = False
 
     def interrupt(number: int, frame: object) -> None:
@@ -212,8 +212,7 @@ def _interrupted_once() -> Iterator[None]:
             raise KeyboardInterrupt
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = {number: handler for number, handler in before.items() if main and handler in usual}
+    ours = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) == handler}
     for number in ours:
         signal.signal(number, interrupt)
     try:

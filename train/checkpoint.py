@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from common.errors import ModelError, OutputError
 from common.files import whole_file
@@ -17,22 +16,27 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training into `folder`; a lock goes with the process that held it, however that ends.
+def locked(folder: Path, step: int) -> Iterator[None]:
+    """Keep other processes from training into `folder`, whose checkpoint, if there is one, is of `step`. The lock goes
+    with the process, however that ends. Where the system has none, as on Windows and some network drives, there is
+    none.
 
-    Raises OutputError where another holds it.
+    Raises OutputError where another process trains there, or has done so since its checkpoint was looked for.
     """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(
-            f"{folder}: expected a run that rests, found one that another process trains: wait for it, or stop it"
-        ) from None
-    try:
+    with open(folder / LOCK, "wb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"{folder}: expected a run that rests, found one that another process trains"
+            raise OutputError(f"{text}: wait for it, or stop it") from None
+        except (ImportError, OSError):
+            pass
+        if (folder / CHECKPOINT).exists() and (found := read_checkpoint(folder)["step"]) != step:
+            text = f"{folder}: expected the run to be at step {step}, as it was, found it at {found} now"
+            raise OutputError(f"{text}: another process trained it meanwhile, --resume it again")
         yield
-    finally:
-        lock.release()
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ class Trainer:
                 with self.processes.together():
                     if self.processes.first:
                         self.folder.mkdir(parents=True, exist_ok=True)
-                        held.enter_context(locked(self.folder))
+                        held.enter_context(locked(self.folder, self.step))
                         for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
                             unfinished.unlink()
                         cut_log(self.folder / LOG, self.step)
@@ -298,9 +298,11 @@ class Trainer:
                 self.average.load_state_dict({short: average[name] for short, name in names})
             groups = self.optimizer.param_groups
             own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-            self.optimizer.load_state_dict(state["optimizer"])
+            # betas and the like are the configuration's, which --set may have changed; by `fused` the state is placed
+            saved = [old | new for old, new in zip(state["optimizer"]["param_groups"], own, strict=True)]
+            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": saved})
             for group, values in zip(self.optimizer.param_groups, own, strict=True):
-                group.update(values)  # betas and the like are the configuration's, which --set may have changed
+                group.update(values)  # not copies: a graph reads the rate where it lies
             for weight, moments in self.optimizer.state.items():
                 for name, value in moments.items():
                     if value.shape == weight.shape:  # fused Adam walks both as they lie in memory

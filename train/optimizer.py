@@ -34,15 +34,17 @@ def make_optimizer(
 
 
 def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
-    """Matrices (rows, columns) with all singular values brought near to 1 (0.7 to 1.2, unless they were very small),
-    their singular vectors as they were.
+    """Matrices (rows, columns) with their singular vectors, and all singular values brought to between 0.68 and 1.2
+    that were at least 0.002 of the matrix's norm; smaller ones come as far as they get.
 
     The Newton-Schulz iteration of Jordan et al. (Muon, 2024), x <- (a + b (x x') + c (x x')^2) x, five times. As every
     x is a polynomial of the first x x' times the first x, it is that small square matrix that is iterated here, those
-    of one size together; the matrices themselves, nine times as wide, are multiplied twice.
+    of one size together; the matrices themselves, nine times as wide, are multiplied twice. That takes all of fp32:
+    where rounding makes an eigenvalue negative, each iteration makes it up to twelve times as large.
     """
     wide = [m if m.shape[0] <= m.shape[1] else m.T for m in matrices]
-    scaled = [m / m.norm().clamp(min=1e-30) for m in wide]
+    # squares of less vanish in fp32: the step of a momentum that fades out fades too
+    scaled = [m / m.norm().clamp(min=1e-15) for m in wide]
     by_size: defaultdict[int, list[int]] = defaultdict(list)
     for index, matrix in enumerate(scaled):
         by_size[len(matrix)].append(index)
@@ -50,12 +52,14 @@ def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
     a, b, c = _QUINTIC
     for size, indices in by_size.items():
         gram = torch.stack([scaled[i] @ scaled[i].T for i in indices])
-        identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
-        product = identity.expand_as(gram)
-        for _ in range(_STEPS):
-            factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            product = factor @ product
-            gram = factor @ gram @ factor
+        times_a = a * torch.eye(size, dtype=gram.dtype, device=gram.device)
+        product = None
+        for last in (*[False] * (_STEPS - 1), True):
+            factor = times_a + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            product = factor if product is None else factor @ product
+            if not last:
+                gram = factor @ gram @ factor
+        assert product is not None
         for i, left in zip(indices, product, strict=True):
             found = left @ scaled[i]
             result[i] = found if wide[i] is matrices[i] else found.T
@@ -63,11 +67,11 @@ def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Kernels step by their momentum made orthogonal, all else by Adam.
+    """Kernels step by their momentum made orthogonal, all else by Adam, whose betas and eps are for that alone.
 
-    A kernel (O, I, k, k) is a matrix of O rows. Its step has the RMS `RMS` times the learning rate whatever the
-    gradient's size (as in Liu et al., Muon is scalable for LLM training, 2025, section 2.2), so that one rate does for
-    both kinds.
+    A kernel (O, I, k, k) is a matrix of O rows. Its step has about the RMS `RMS` times the learning rate (as in Liu et
+    al., Muon is scalable for LLM training, 2025, section 2.2) whatever the gradient's size, less where that has a low
+    rank; so one rate does for both kinds. torch.optim.Muon takes matrices alone, one at a time and in bf16.
 
     lr: a number, or a tensor where a CUDA graph is to read it at every step. fused, capturable: as of torch.optim.Adam.
     """
@@ -116,8 +120,9 @@ class Muon(torch.optim.Optimizer):
     def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
+                on_device = group["fused"] or group["capturable"]
                 self.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
+                    "step": torch.zeros((), device=parameter.device if on_device else "cpu"),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }

@@ -146,9 +146,14 @@ def _plan(asked: Asked, processes: int) -> Plan:
         state = read_checkpoint(source)
         if decay:
             overrides = [*_branch(state["step"], steps), *overrides]
+        trained = configuration.from_dict(state["config"], str(source))
         settings = configuration.from_dict(configuration.override(state["config"], overrides), str(source))
+        if settings.optimizer.kind != trained.optimizer.kind:
+            text = f"optimizer.kind: expected {trained.optimizer.kind}, as {source} has it, found"
+            hint = "leave it out, or begin a new run with --init"
+            raise InputError(f"{text} {settings.optimizer.kind}: {hint} {source / WEIGHTS}")
         folder = source
-        if decay or _validation(settings) != _validation(configuration.from_dict(state["config"], str(source))):
+        if decay or _validation(settings) != _validation(trained):
             state["best"] = float("-inf")  # a branch keeps the best of its own; other scores do not compare
         if decay:
             named = source if source.name not in ("", "..") else source.resolve()

@@ -53,7 +53,7 @@ KINDS = {
     "optimizer, average, clipping": ("adam", "lerp", "foreach", "norm", "multi_tensor"),
 }
 """Parts of the names of operators (CPU) and of kernels (GPU), tried from the top. The sampling is that of the
-deformable convolutions, whose products with the weights are matrix products or convolutions."""
+deformable convolutions, whose products with the weights are matrix products or convolutions; so are most of Muon's."""
 
 app = cli.application("Profile training steps on random images.")
 

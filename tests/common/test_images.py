@@ -174,8 +174,9 @@ def test_tiffs_that_would_be_misread_are_refused(tmp_path: Path) -> None:
         ),
         (of_bits(2, tiff(ALPHA)), "2 bits a sample"),
         (of_bits(4, tiff(ALPHA)), "4 bits a sample"),
-        (of_bits(1, palette), "a palette of 1 bit"),
-        (of_bits(2, palette), "a palette of 2 bit"),
+        (of_bits(6, tiff(ALPHA)), "6 bits a sample"),
+        (of_bits(1, palette), "a palette of 1 bits"),
+        (of_bits(2, palette), "a palette of 2 bits"),
     ):
         with pytest.raises(InputError, match=word):
             read(tmp_path, data)
@@ -329,10 +330,12 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
         encode_picture(Picture(RGB, ALPHA), ".jpg")
     with pytest.raises(OutputError, match="file name ending"):
         write_picture(tmp_path / "x.gif", Picture(RGB), overwrite=False)
-    for suffix, most in ((".webp", 16_383), (".jpg", 65_500)):
+    for suffix, most in ((".webp", 16_383), (".jpg", 65_500), (".png", 1_000_000)):
         encode_picture(Picture(np.zeros((most, 1), np.uint8)), suffix)
-        with pytest.raises(OutputError, match=f"holds {most} pixels a side, the picture is {most + 1}x1: write a PNG"):
+        with pytest.raises(OutputError, match=f"holds {most} pixels a side, the picture is {most + 1}x1: write a TIFF"):
             encode_picture(Picture(np.zeros((1, most + 1), np.uint8)), suffix)
+    with pytest.raises(OutputError, match="TIFF holds 1048576 pixels a side, the picture is 1048577x1: scale it down"):
+        encode_picture(Picture(np.zeros((1, 2**20 + 1), np.uint8)), ".tif")
     assert not list(tmp_path.iterdir())
 
 

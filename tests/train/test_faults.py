@@ -1,5 +1,7 @@
 """What goes wrong in training: one line, exit code 2, and the last good checkpoint still there."""
 
+import errno
+import fcntl
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from torch import nn
 
 from common.errors import OutputError
 from train import loop
+from train import run as run_module
 from train.checkpoint import LOCK, locked
 from train.loop import Trainer
 from train.sadnet import SADNet
@@ -139,11 +142,50 @@ def test_a_run_is_never_started_over_another(config: Path, run: Path, train: Tra
 def test_one_process_at_a_time_trains_into_a_folder(run: Path, train: Train, one_error: OneError) -> None:
     kept = [path for path in run.iterdir() if path.name != LOCK]
     before = [path.read_bytes() for path in kept]
-    with locked(run):
+    with locked(run, 3):
         assert train("--resume", run, "--steps", "10") == 2
         assert f"{run}: expected a run that rests, found one that another process trains" in one_error()
         assert [path.read_bytes() for path in kept] == before
-    assert train("--resume", run, "--steps", "10") == 0
+    assert train("--resume", run, "--steps", "4") == 0
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_what_another_process_trained_meanwhile_is_kept(
+    config: Path,
+    run: Path,
+    train: Train,
+    one_error: OneError,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    new: bool,
+) -> None:
+    """While this process decodes its images, say."""
+    folder, decode, ended = tmp_path / "new" if new else run, run_module._banks, list[dict[str, bytes]]()
+    command = ("--config", config, "--output", folder) if new else ("--resume", folder)
+
+    def meanwhile(*arguments: Any) -> Any:
+        if not ended:
+            ended.append({})
+            assert train(*command, "--steps", "5") == 0
+            ended[0].update((path.name, path.read_bytes()) for path in folder.iterdir())
+        return decode(*arguments)
+
+    monkeypatch.setattr(run_module, "_banks", meanwhile)
+    assert train(*command, "--steps", "6") == 2
+    told = f"expected the run to be at step {0 if new else 3}, as it was, found it at 5 now"
+    assert f"{folder}: {told}: another process trained it meanwhile" in one_error()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == ended[0]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), ImportError("no fcntl")])
+def test_a_file_system_without_locks_is_trained_on(
+    run: Path, train: Train, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert train("--resume", run, "--steps", "4") == 0
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.json", "log.jsonl"])

@@ -57,7 +57,27 @@ def test_singular_values_are_brought_near_to_1_and_vectors_stay() -> None:
         small = values < 0.01 * values.norm()
         assert seen.diagonal()[~small].min() > 0.6
         assert seen.diagonal().max() < 1.25
-        assert torch.equal(orthogonal([1e-12 * matrix])[0].isfinite(), torch.ones(matrix.shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-15, 1e-18, 1e-20, 1e-24, 1e-30, 1e-38, 1e12])
+def test_whatever_its_size_a_gradient_makes_a_step_of_no_more_than_1(size: float) -> None:
+    for shape in ((32, 288), (256, 2304), (9, 8)):
+        found = orthogonal([size * normal(*shape)])[0]
+        assert found.isfinite().all()
+        assert torch.linalg.svdvals(found).max() < 1.25
+
+
+def test_a_layer_that_gets_no_more_gradients_comes_to_rest() -> None:
+    layer = nn.Conv2d(16, 16, 3, bias=False)
+    optimizer = make_optimizer(layer.parameters(), OptimizerConfig(kind="muon", lr=1e-3), fused=True, graphed_on=None)
+    layer.weight.grad = 1e-4 * normal(16, 16, 3, 3)
+    for step in range(2000):
+        optimizer.step()
+        layer.weight.grad.zero_()
+        if step == 1900:
+            before = layer.weight.detach().clone()
+    assert layer.weight.isfinite().all()
+    assert torch.equal(layer.weight, before)
 
 
 def test_directions_without_a_gradient_stay_without_a_step() -> None:
@@ -68,10 +88,11 @@ def test_directions_without_a_gradient_stay_without_a_step() -> None:
         assert (torch.linalg.svdvals(found)[3:] < 1e-3).all()
 
 
-def test_kernels_step_by_their_momentum_made_orthogonal_and_the_rest_by_adam() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_kernels_step_by_their_momentum_made_orthogonal_and_the_rest_by_adam(fused: bool) -> None:
     ours, theirs = network(), network()
     config = OptimizerConfig(kind="muon", lr=1e-2)
-    muon = make_optimizer(ours.parameters(), config, fused=True, graphed_on=None)
+    muon = make_optimizer(ours.parameters(), config, fused=fused, graphed_on=None)
     adam = torch.optim.Adam(theirs.parameters(), 1e-2, (config.beta1, config.beta2), config.eps)
     kernels = {n for n, p in ours.named_parameters() if p.ndim == 4 and min(p.shape[0], p[0].numel()) >= FEWEST}
     assert kernels == {"0.weight", "1.weight", "2.weight"}
@@ -139,6 +160,6 @@ def test_a_run_keeps_to_its_optimizer(
 ) -> None:
     run = shutil.copytree(halfway, tmp_path / "run")
     assert train("--resume", run, "--set", "optimizer.kind=muon") == 2
-    assert "expected a checkpoint of this network and optimizer, found another" in one_error()
+    assert f"optimizer.kind: expected adam, as {run} has it, found muon: leave it out, or begin" in one_error()
     assert train("--config", config, "--set", "optimizer.kind=muon", "optimizer.weight_decay=0.1") == 2
     assert "optimizer.weight_decay: expected 0 with optimizer.kind = muon, found 0.1" in one_error()
