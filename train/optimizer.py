@@ -11,8 +11,8 @@ from torch.optim.adam import adam
 
 from train.config import OptimizerConfig
 
-RMS = 0.5
-"""Of a kernel's step, as a multiple of the learning rate; a step of Adam's has about 0.2 to 0.4."""
+RMS = 0.2
+"""Of a kernel's step, as a multiple of the learning rate: about that of Adam's."""
 MOMENTUM = 0.95
 FEWEST = 8
 """Rows and columns of a matrix that is worth making orthogonal; the layers at the network's ends have fewer."""
