@@ -222,6 +222,14 @@ def test_a_run_goes_on_with_two_then_one_then_two(
 
 
 @pytest.mark.slow
+def test_muon_trains_in_two_processes_as_in_one(config: Path, tmp_path: Path, train: Train, logged: Logged) -> None:
+    arguments = ("--config", config, "--steps", 10, "--set", "optimizer.kind=muon", *RATE)
+    assert completed(*arguments, "--output", tmp_path / "two")[0] == 0
+    assert train(*arguments, "--output", tmp_path / "one") == 0
+    assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), rel=SAME)
+
+
+@pytest.mark.slow
 def test_three_processes_share_the_validation_and_begin_at_released_weights(
     config: Path, alone: Path, tmp_path: Path, train: Train, logged: Logged
 ) -> None:
