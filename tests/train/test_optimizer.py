@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from train.config import OptimizerConfig
 from train.optimizer import FEWEST, MOMENTUM, RMS, make_optimizer, orthogonal
@@ -118,6 +119,23 @@ def test_kernels_step_by_their_momentum_made_orthogonal_and_the_rest_by_adam(fus
             torch.testing.assert_close(
                 before[name] - p, (length * direction).float().reshape(p.shape), atol=2e-5, rtol=0
             )
+
+
+def test_a_kernels_step_waits_for_no_value_on_the_gpu() -> None:
+    """Or no CUDA graph could hold it. Without a GPU: tensors that have none, on a device that is not there."""
+    with FakeTensorMode():
+        kernels = [
+            nn.Parameter(torch.empty(s, device="cuda")) for s in ((32, 32, 3, 3), (216, 32, 3, 3), (64, 8, 2, 2))
+        ]
+        config = OptimizerConfig(kind="muon")
+        optimizer = make_optimizer(kernels, config, fused=True, graphed_on=torch.device("cuda"))
+        for _ in range(2):
+            for kernel in kernels:
+                kernel.grad = torch.empty_like(kernel)
+            optimizer.step()
+        assert optimizer.state[kernels[0]]["momentum"].device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            kernels[0].norm().item()
 
 
 def test_a_steps_size_is_that_of_the_rate_whatever_the_gradients() -> None:
