@@ -16,9 +16,10 @@ from common.directories import ORIENTATION, DamagedError, Reader
 
 Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "sRGB", "resolution", "CMYK profile"]
 Metadata = dict[Name, bytes]
-"""EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile, CICP's four bytes; resolution as two
-big-endian numbers of pixels a metre; as they lie in the file, a JPEG's IPTC and comment, a TIFF's IPTC, a PNG's text
-and gamma (or, where that is the usual one, sRGB: every other format means it without a word)."""
+"""EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile (one of CMYK apart: the pixels are
+RGB by then), CICP's four bytes; resolution as two big-endian numbers of pixels a metre; as they lie in the file, a
+JPEG's IPTC and comment, a TIFF's IPTC, a PNG's text and gamma (or, where that is the usual one, sRGB: every other
+format means it without a word)."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _PNG_XMP = b"XML:com.adobe.xmp"

@@ -5,9 +5,8 @@
     python runtime/infer.py 'photos/**/*.tif' --output clean  # a pattern; ** stands for any number of folders
     python runtime/infer.py photos --skip-existing            # goes on where an earlier run stopped
 
-One bad file never stops the rest: it is named on stderr, and the exit code is 1. Ctrl-C and
-SIGTERM leave whole files only.
-Videos need PyAV: pip install -e '.[video]'.
+One bad file never stops the rest: it is named on stderr, and the exit code is 1. Ctrl-C and SIGTERM
+leave whole files only. Videos need PyAV: pip install -e '.[video]'.
 """
 
 import os
