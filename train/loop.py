@@ -248,7 +248,7 @@ class Trainer:
     def card(self, validation: dict[str, float]) -> dict[str, Any]:
         """What a model card needs to know of the run."""
         device, count = self.fabric.device, self.processes.size
-        cpu = f"{cpu_name()}, {torch.get_num_threads()} threads"
+        cpu = f"{cpu_name()}, threads: {torch.get_num_threads()}"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
         return {
             "config": self.config.as_dict(),

@@ -83,7 +83,7 @@ def main(
     times: Counter[str] = Counter()
     for event in profiled.key_averages():
         times[kind_of(event.key)] += _own_time(event, cuda)
-    device = torch.cuda.get_device_name() if cuda else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if cuda else f"{cpu_name()}, threads: {torch.get_num_threads()}"
     data = settings.data
     print(f"{device}, torch {torch.__version__}, {data.batch}x{data.crop}x{data.crop}, {settings.run.precision}")
     print(f"{steps / seconds:.2f} steps/s")
