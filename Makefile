@@ -1,5 +1,5 @@
 # make demo       a fresh clone to a denoised sample photo, on a CPU
-# make test       format, lint, types and all tests that need no GPU
+# make test       format, lint, types and tests; none needs a GPU
 # make test-slow  the minutes-long tests
 # make tables     DATA=folder: the bundled models on the test sets below it, into docs/results.md
 # make plugin     TensorRT's C++ plugin, into build/tensorrt_v3; needs nvcc, CMake and TensorRT's headers

@@ -21,7 +21,7 @@ from common.directories import DamagedError
 from common.errors import InputError, OutputError
 from common.files import write_whole
 from common.metadata import Metadata, orientation, png_chunk, put_metadata, read_metadata, storable
-from common.tiff import TruncatedTiffError, exif_fits, mend_tiff, put_tags, upright
+from common.tiff import exif_fits, mend_tiff, put_tags, upright
 
 PathLike = str | os.PathLike[str]
 
@@ -117,7 +117,7 @@ def decode_picture(data: bytes, name: str, *, most_pixels: int = MOST_PIXELS) ->
     if kind == "TIFF":
         try:
             mended = mend_tiff(data, name)
-        except TruncatedTiffError:
+        except DamagedError:
             _undecodable(name, kind)
         data, turned, premultiplied, metadata = mended.data, mended.orientation, mended.premultiplied, mended.metadata
     elif animated(kind, data):

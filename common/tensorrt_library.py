@@ -25,12 +25,13 @@ class Backend(StrEnum):
 MODULES = {Backend.TENSORRT: "tensorrt", Backend.TENSORRT_RTX: "tensorrt_rtx"}
 NAMES = {Backend.TENSORRT: "TensorRT", Backend.TENSORRT_RTX: "TensorRT-RTX"}
 INSTALL = {
-    Backend.TENSORRT: "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt,kernels]'",
+    Backend.TENSORRT: "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt]'",
     Backend.TENSORRT_RTX: "pip install -e '.[rtx]'",
 }
-OLDEST = {Backend.TENSORRT: (11, 4)}
-"""That plans are built with, as in pyproject.toml. With NumPy 2.4 older ones fail to read a plugin's attributes, 11.1
-and 11.2 leak memory (NVIDIA/TensorRT issue 4849), and 10's networks have the file's types only if asked to."""
+OLDEST = (11, 4)
+"""TensorRT that plans are built with, as in pyproject.toml. With NumPy 2.4 older ones fail to read a plugin's
+attributes, 11.1 and 11.2 leak memory (NVIDIA/TensorRT issue 4849), and 10's networks have the file's types only if
+asked to."""
 
 
 def load_library(backend: Backend) -> Any:
@@ -42,13 +43,12 @@ def load_library(backend: Backend) -> Any:
         raise DependencyError(f"expected {name}'s Python package, found none ({error}): {INSTALL[backend]}") from error
 
 
-def load_builder(backend: Backend) -> Any:
-    """The same to build plans with. Raises DependencyError where it is too old, too."""
-    module = load_library(backend)
-    oldest = OLDEST.get(backend, (0,))
-    if tuple(map(int, module.__version__.split(".")[:2])) < oldest:
-        text = f"expected {NAMES[backend]} {'.'.join(map(str, oldest))} or later, found {module.__version__}"
-        raise DependencyError(f"{text}: {INSTALL[backend]}")
+def load_builder() -> Any:
+    """TensorRT's, to build plans with. Raises DependencyError where it is too old, too."""
+    module = load_library(Backend.TENSORRT)
+    if tuple(map(int, module.__version__.split(".")[:2])) < OLDEST:
+        text = f"expected TensorRT {'.'.join(map(str, OLDEST))} or later, found {module.__version__}"
+        raise DependencyError(f"{text}: {INSTALL[Backend.TENSORRT]}")
     return module
 
 

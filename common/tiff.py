@@ -46,10 +46,6 @@ model, resolution, software, date, artist, computer, copyright, and what Windows
 _EXIF_START = b"II*\0\x08\0\0\0"
 
 
-class TruncatedTiffError(Exception):
-    """The file's directories or samples lie beyond its end."""
-
-
 @dataclass(frozen=True)
 class Mended:
     """A TIFF file as OpenCV decodes it right, and what is to be done after."""
@@ -64,21 +60,19 @@ class Mended:
 
 
 def mend_tiff(data: bytes, name: str) -> Mended:
-    """Raises TruncatedTiffError, and InputError, which names the file `name`, for a kind that would be misread."""
+    """Raises DamagedError where directories or samples lie beyond the file's end, and InputError, which names the file
+    `name`, for a kind that would be misread."""
     mended = bytearray(data)
-    try:
-        reader = Reader(mended)
-        tags, following = reader.read(reader.first)
-        _refuse_other_pages(reader, following, name)
-        _refuse_misread(reader, tags, name)
-        _check_samples(reader, tags)
-        orientation = reader.integers(tags.get(ORIENTATION), _UPRIGHT)[0]
-        extra = reader.integers(tags.get(_EXTRA_SAMPLES))
-        metadata = _metadata(reader, tags)
-        for code, value in ((ORIENTATION, _UPRIGHT), (_EXTRA_SAMPLES, _ASSOCIATED if any(extra) else 0)):
-            _overwrite(mended, reader, tags.get(code), value)
-    except DamagedError as error:
-        raise TruncatedTiffError from error
+    reader = Reader(mended)
+    tags, following = reader.read(reader.first)
+    _refuse_other_pages(reader, following, name)
+    _refuse_misread(reader, tags, name)
+    _check_samples(reader, tags)
+    orientation = reader.integers(tags.get(ORIENTATION), _UPRIGHT)[0]
+    extra = reader.integers(tags.get(_EXTRA_SAMPLES))
+    metadata = _metadata(reader, tags)
+    for code, value in ((ORIENTATION, _UPRIGHT), (_EXTRA_SAMPLES, _ASSOCIATED if any(extra) else 0)):
+        _overwrite(mended, reader, tags.get(code), value)
     if orientation not in range(1, 9):
         orientation = _UPRIGHT
     if orientation != _UPRIGHT and "XMP" in metadata:
@@ -189,7 +183,7 @@ def _check_samples(reader: Reader, tags: dict[int, Entry]) -> None:
         if offsets in tags and sizes in tags:
             pairs = zip(reader.integers(tags[offsets]), reader.integers(tags[sizes]), strict=False)
             if any(start + size > len(reader.data) for start, size in pairs):
-                raise TruncatedTiffError
+                raise DamagedError("samples beyond the end")
 
 
 def _overwrite(data: bytearray, reader: Reader, entry: Entry | None, value: int) -> None:

@@ -41,7 +41,7 @@ class TensorRTTarget(Target):
     def __init__(self, plugin: Path | None, timing_cache: Path) -> None:
         if plugin is not None and not plugin.is_file():
             raise InputError(f"--plugin: expected a shared library, found none at {plugin}")
-        load_builder(self.backend)
+        load_builder()
         self.plugin, self.timing_cache = plugin, timing_cache
         self.gpu = gpu()
         self.convolutions: set[str] = set()

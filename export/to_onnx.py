@@ -32,7 +32,7 @@ with cli.needs("dev", __name__):
     from onnx import helper, numpy_helper
     from torch import Tensor, nn
 
-    from export.parity import check_parity
+    from export.parity import check_half, check_parity
     from plugins import onnx_op
     from train.sadnet import SADNet
     from train.weights import load_weights
@@ -166,7 +166,10 @@ def write_onnx(weights: Path, output: Path, precision: Precision, io: Io, *, ove
         network = load_weights(weights)
         model = export_network(load_weights(weights), precision, io, {"weights_sha256": sha256(weights)})
         temporary.write_bytes(model.SerializeToString())
-        check_parity(network, temporary, precision is Precision.FP16, io)
+        half = precision is Precision.FP16
+        check_parity(network, temporary, half, io)
+        if half:
+            check_half(network, ExportedNetwork(load_weights(weights), precision, io).eval(), io)
 
 
 if __name__ == "__main__":

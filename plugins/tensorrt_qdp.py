@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 
 from common.errors import DependencyError, InputError, ModelError
 from common.machine import gpu
-from common.tensorrt_library import Backend, load_builder
+from common.tensorrt_library import load_builder
 from plugins import launch, nvrtc, op
 
-trt = load_builder(Backend.TENSORRT)
+trt = load_builder()
 import tensorrt.plugin as trtp  # noqa: E402 - an older TensorRT, refused above, may not have it
 
 ID = f"{op.DOMAIN}::{op.NAME}"

@@ -19,7 +19,7 @@ from common.errors import InputError, ModelError
 from common.padding import MULTIPLE, pad_to
 from runtime.engines import Engine, open_engine
 from runtime.engines.base import Images
-from runtime.tiles import TILE, Tile, Window, choose_side, choose_tile, cut, padded_size
+from runtime.tiles import Tile, Window, choose_side, choose_tile, cut, padded_size
 
 SMALLEST_TILE = 64
 
@@ -37,7 +37,6 @@ class Denoiser:
             stays its owner's.
         tile: side of the square tiles in pixels, a multiple of 8, at least 64. None or 0: chosen by the memory that is
             free, see `side`. An engine that does not take that size gets the nearest that it takes.
-        overlap: pixels that neighbouring tiles share, a multiple of 8; None: `OVERLAP`, or half a small tile.
         threads: CPU threads of an engine that is opened here; None leaves them to the engine.
 
     Raises InputError where an argument is out of range, and what `open_engine` raises.
@@ -48,16 +47,9 @@ class Denoiser:
         engine: Engine | str | os.PathLike[str],
         *,
         tile: int | None = None,
-        overlap: int | None = None,
         threads: int | None = None,
     ) -> None:
         self._tile = check_tile(tile)
-        if overlap is not None and (overlap < 0 or overlap % MULTIPLE or overlap >= (self._tile or TILE)):
-            raise InputError(
-                f"overlap: expected a multiple of {MULTIPLE} from 0 to less than the tile's {self._tile or TILE} "
-                f"pixels, found {overlap}"
-            )
-        self._overlap = overlap
         self._owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else open_engine(engine, threads)
 
@@ -140,13 +132,11 @@ class Denoiser:
         )
         size = planes.shape[axes[0]], planes.shape[axes[1]]
         side = self.side
-        tile = choose_tile(size, self.engine.sizes, self._tile, self._overlap, side)
+        tile = choose_tile(size, self.engine.sizes, self._tile, side)
         padded = pad_to(planes, padded_size(size, tile), axes)
         batch = max(1, side * side // (tile[0] * tile[1]))
         parts = [
-            (slice(first, first + batch), piece)
-            for piece in cut(size, tile, self._overlap)
-            for first in range(0, len(planes), batch)
+            (slice(first, first + batch), piece) for piece in cut(size, tile) for first in range(0, len(planes), batch)
         ]
 
         def at(window: Window, images: slice = slice(None)) -> tuple[slice, ...]:

@@ -293,7 +293,7 @@ IMPORTED = ("NumPy", "Typer", "Rich")
 CUDA_PROVIDER = (
     "pip uninstall onnxruntime, then pip install -e '.[gpu]'; put CUDA's and cuDNN's libraries where they are found"
 )
-TENSORRT = "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt,kernels]'"
+TENSORRT = "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt]'"
 PROBES = {
     "Python": Probe(python),
     "NumPy": from_pip("cpu", "numpy", "numpy"),
@@ -336,19 +336,20 @@ PROBES = {
 DENOISE = "Denoise photos on the CPU"
 ON_GPU = ("NVIDIA driver", "GPU")
 PLANS = (*BASE, *ON_GPU, "GPU generation", "cuda-bindings", "cuda-core")
-TRAIN = (*BASE, "PyTorch", "Lightning Fabric", "safetensors", "scikit-image", "TensorBoard")
+WEIGHTS = (*BASE, "PyTorch", "safetensors")
+TRAIN = (*WEIGHTS, "Lightning Fabric", "scikit-image", "TensorBoard")
 PURPOSES: dict[str, tuple[str, ...]] = {
     DENOISE: (*BASE, "ONNX Runtime", "bundled models", "trial run"),
     "Denoise videos on the CPU": (*BASE, "ONNX Runtime", "bundled models", "trial run", "PyAV"),
     "Denoise on a GPU by ONNX Runtime": (*BASE, *ON_GPU, "ONNX Runtime on CUDA"),
-    "Denoise on a GPU by PyTorch": (*TRAIN, *ON_GPU, "GPU generation", "cuda-bindings", "NVRTC", "PyTorch on CUDA"),
+    "Denoise on a GPU by PyTorch": (*WEIGHTS, *ON_GPU, "GPU generation", "cuda-bindings", "NVRTC", "PyTorch on CUDA"),
     "Run TensorRT-RTX plans": (*PLANS, "TensorRT-RTX"),
     "Run TensorRT plans": (*PLANS, "TensorRT"),
     "Build TensorRT-RTX plans": (*BASE, "TensorRT-RTX", "ONNX"),
     "Build TensorRT plans": (*BASE, *ON_GPU, "GPU generation", "cuda-bindings", "NVRTC", "TensorRT", "ONNX"),
     "Train": TRAIN,
     "Train on a GPU": (*TRAIN, *ON_GPU, "PyTorch on CUDA"),
-    "Export to ONNX": (*BASE, "PyTorch", "safetensors", "ONNX", "ONNX Script"),
+    "Export to ONNX": (*WEIGHTS, "ONNX", "ONNX Script", "ONNX Runtime"),
     "Build the C++ plugin": ("nvcc", "CMake", "C++ compiler", "TensorRT headers"),
 }
 

@@ -106,6 +106,9 @@ def infer(
             print(_line(f"error: {fault}"), file=stderr)
         if plan.left_out:
             print(f"note: files of kinds that are not read were left out: {plan.others}", file=stderr)
+        if plan.results:
+            more = f" and {len(plan.results) - 1} more" if len(plan.results) > 1 else ""
+            print(f"note: results of an earlier run were left out: {plan.results[0]}{more}", file=stderr)
         if plan.jobs:
             with Denoiser(path, tile=tile, threads=threads) as denoiser:
                 name = denoiser.engine.name
@@ -172,9 +175,10 @@ def _told(summary: Summary, plan: Plan, failed: int, engine: str) -> str:
     """The run in one line."""
     videos = sum(job.video for job in plan.jobs)
     kind = "image" if not videos else "video" if videos == len(plan.jobs) else "file"
-    speed = summary.done / max(summary.seconds, 1e-9)
-    how = f"{speed:.2f} {kind}s/s{f'; {engine}' if engine else ''}"
-    line = f"{summary.done} {kind}{'' if summary.done == 1 else 's'} in {summary.seconds:.2f} s ({how})"
+    line = f"{summary.done} {kind}{'' if summary.done == 1 else 's'}"
+    if engine:
+        speed = summary.done / max(summary.seconds, 1e-9)
+        line += f" in {summary.seconds:.2f} s ({speed:.2f} {kind}s/s; {engine})"
     if plan.skipped:
         line += f", {plan.skipped} skipped"
     if failed:

@@ -53,6 +53,8 @@ class Plan:
     """The folder that all outputs are below, where there is one."""
     left_out: Counter[str] = field(default_factory=Counter)
     """By their endings, photos and videos of kinds that are not read, in the folders given."""
+    results: list[Path] = field(default_factory=list)
+    """Of an earlier run: X_denoised.jpg where X.jpg is an input too. They are left out."""
 
     @property
     def others(self) -> str:
@@ -98,7 +100,8 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = Fals
             plan.faults.append(InputError(f"{given}: expected images or videos, cannot read it: {error.strerror}"))
         except RecursionError:
             plan.faults.append(InputError(f"{given}: expected folders less than about a thousand deep, found more"))
-    results = {_beside(source) for source in found.values()}  # `*.jpg` finds those of an earlier run too
+    results = {_beside(source) for source in found.values()}  # the shell's `*.jpg` finds those of an earlier run too
+    plan.results = [source for source in found.values() if source in results]
     found = {target: source for target, source in found.items() if source not in results}
     sources = {os.path.realpath(source) for source in found.values()}
     for target, source in found.items():

@@ -42,7 +42,9 @@ def peers(weights: Path, threads: int | None = None, compiled: bool | None = Non
             placed = copy.deepcopy(network).to("cuda" if on_gpu else "cpu", dtype)
         except RuntimeError as error:  # the other engines have left no room
             raise ModelError(f"{weights}: cannot be taken to the GPU: {error}") from error
-        return engine(placed, network.config.channels)
+        made = engine(placed, network.config.channels)
+        made.details = {"config": network.config.as_dict()}
+        return made
 
     found = [Contender("PyTorch eager fp32", lambda: opened(TorchEngine, torch.float32))]
     if on_gpu if compiled is None else compiled:

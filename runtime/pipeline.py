@@ -159,6 +159,8 @@ class _Run:
         picture = decode_picture(data, str(job.source), most_pixels=self._settings.most_pixels)
         if self._settings.depth == 8 and self._denoiser.engine.io == "uint8":
             picture = eight_bits(picture)  # the engine takes no others
+        if self._denoiser.engine.channels == 1 and picture.gray and picture.pixels.ndim == 3:
+            picture = replace(picture, pixels=picture.pixels[..., 0].copy())
         depth = np.dtype(np.uint8) if self._settings.depth == 8 else picture.pixels.dtype
         height, width = picture.pixels.shape[:2]
         check_encodable(job.target.suffix, depth, picture.alpha is not None, (height, width))

@@ -48,9 +48,7 @@ def choose_side(pixels: int | None) -> int:
     return next((side for side in SIDES if side * side <= pixels), SIDES[-1])
 
 
-def choose_tile(
-    size: Size, ranges: Sequence[SizeRange], side: int | None, overlap: int | None, automatic: int = TILE
-) -> Size:
+def choose_tile(size: Size, ranges: Sequence[SizeRange], side: int | None, automatic: int = TILE) -> Size:
     """The one size of all tiles of a picture of `size`; where it is larger than the picture, that is to be padded.
 
     ranges: what the engine takes. side: the user's wish. None: the whole picture where it has no more pixels than a
@@ -66,7 +64,7 @@ def choose_tile(
         for low, high, length in zip(sizes.least, sizes.most or (math.inf, math.inf), whole, strict=True):
             most = int(max(low, min(limit, high, length)))
             if side is None and most < length:  # as many tiles, but no larger than they need to be
-                common = shared(most, overlap)
+                common = shared(most)
                 count = len(spans(length, most, common))
                 most = max(low, _multiple(-(-(length + (count - 1) * common) // count)))
             found.append(most)
@@ -74,7 +72,7 @@ def choose_tile(
 
     def cost(tile: Size) -> tuple[int, int]:
         padded = padded_size(size, tile)
-        count = math.prod(len(spans(padded[axis], tile[axis], shared(tile[axis], overlap))) for axis in (0, 1))
+        count = math.prod(len(spans(padded[axis], tile[axis], shared(tile[axis]))) for axis in (0, 1))
         return count * math.prod(tile), count
 
     return min((within(sizes) for sizes in ranges), key=cost)
@@ -85,17 +83,17 @@ def padded_size(size: Size, tile: Size) -> Size:
     return max(_multiple(size[0]), tile[0]), max(_multiple(size[1]), tile[1])
 
 
-def shared(side: int, overlap: int | None) -> int:
-    """Pixels that neighbouring tiles of this side share: at most half of them."""
-    return min(OVERLAP if overlap is None else overlap, side // 2 // MULTIPLE * MULTIPLE)
+def shared(side: int) -> int:
+    """Pixels that neighbouring tiles of this side share: `OVERLAP`, but at most half of them."""
+    return min(OVERLAP, side // 2 // MULTIPLE * MULTIPLE)
 
 
-def cut(size: Size, tile: Size, overlap: int | None) -> Iterator[Tile]:
+def cut(size: Size, tile: Size) -> Iterator[Tile]:
     """The tiles of a picture of `size`, row by row; they keep every pixel of it once."""
     axes = []
     for length, padded, side in zip(size, padded_size(size, tile), tile, strict=True):
         found = []
-        for start, first, last in spans(padded, side, shared(side, overlap)):
+        for start, first, last in spans(padded, side, shared(side)):
             kept = slice(first, min(last, length))
             if kept.start < kept.stop:  # else it is nothing but padding
                 found.append((slice(start, start + side), kept, slice(kept.start - start, kept.stop - start)))

@@ -61,7 +61,7 @@ def denoise_video(
     strength: float = 1.0,
     overwrite: bool = False,
     report: Callable[[int, int | None], None] = lambda done, total: None,
-    quality: int | None = None,
+    quality: int = 95,
 ) -> list[str]:
     """Denoise a video, each frame on its own, and keep what else is in the file.
 
@@ -76,7 +76,8 @@ def denoise_video(
         strength: 0 to 1, see `Denoiser.denoise`.
         overwrite: replace `target` where it exists.
         report: called with the frames denoised so far and those in all, where that is known, which may be a guess.
-        quality: 1 to 100; None is 95, visually lossless. FFV1 and ProRes have no choice of it.
+        quality: 1 to 100; 95 is visually lossless, H.264 at a constant rate factor of 16. FFV1 and ProRes have no
+            choice of it.
 
     Returns lines for the user: what could not be kept or was amiss in the source.
 
@@ -89,13 +90,12 @@ def denoise_video(
     missing; and what `Denoiser.denoise` raises.
     """
     check_strength(strength)
-    if quality is not None and not 1 <= quality <= 100:
+    if not 1 <= quality <= 100:
         raise InputError(f"quality: expected 1 to 100, found {quality}")
     if target.suffix.lower() not in VIDEO_SUFFIXES:
         found = target.suffix or "no ending"
         raise InputError(f"{target}: expected a video file ({', '.join(sorted(VIDEO_SUFFIXES))}), found {found!r}")
     try:
-        from runtime.video_encoders import QUALITY
         from runtime.video_source import Source
         from runtime.video_target import Target
     except ModuleNotFoundError as error:
@@ -105,7 +105,7 @@ def denoise_video(
             raise OutputError(f"{source} would be written over {target}, its input: choose another --output")
         with _interrupted_once(), whole_file(target, overwrite=overwrite) as temporary:
             first = next(pieces)
-            with Target(temporary, target, clip, first.frame, quality or QUALITY) as written:
+            with Target(temporary, target, clip, first.frame, quality) as written:
                 try:
                     _denoise(denoiser, clip, itertools.chain([first], pieces), written, strength, report)
                     written.finish()

@@ -11,9 +11,6 @@ from av.sidedata.sidedata import Type
 
 from common.errors import DependencyError
 
-QUALITY = 95
-"""Visually lossless: H.264 at a constant rate factor of 16."""
-
 
 @dataclass(frozen=True)
 class Encoder:
@@ -106,6 +103,8 @@ def choose(suffix: str, codec: str, source: Sampling, size: tuple[int, int]) -> 
 
 def _formats(name: str, size: tuple[int, int]) -> Iterable[str]:
     """The planar YUV and gray formats that an encoder takes at this size."""
+    if name == "libx265" and size[0] < 64:  # up to 48 pixels it writes beyond its memory (PyAV 18.1)
+        return
     try:
         formats = av.Codec(name, "w").video_formats or ()
     except av.codec.codec.UnknownCodecError:

@@ -22,8 +22,17 @@ from runtime.video_colour import Coding, Samples, add_change
 from runtime.video_encoders import CONTAINERS, ENCODERS, choose, options, sampling
 from runtime.video_source import Packets, Source, reason
 
-_OF_THE_FILE = {"compatible_brands", "duration", "encoder", "major_brand", "minor_version", "software", "vendor_id"}
-"""Metadata that the writer of a file sets."""
+_OF_THE_FILE = {
+    "alpha_mode",
+    "compatible_brands",
+    "duration",
+    "encoder",
+    "major_brand",
+    "minor_version",
+    "software",
+    "vendor_id",
+}
+"""Metadata that the writer of a file sets, or that is of pictures which it does not write."""
 _OF_FRAMES = {
     Type.A53_CC: "closed captions",
     Type.CONTENT_LIGHT_LEVEL: "HDR light levels",
@@ -139,7 +148,9 @@ class Target:
         encoder, wanted = ENCODERS[self._encoder], sampling(av.VideoFormat(self._pixels))
         if (encoder.codec, wanted) != (codec, given):
             self.notes.append(f"video of {codec} {given} is written as {encoder.codec} {wanted}")
-        if any(component.is_alpha for component in first.format.components):
+        # FFmpeg's decoder of VP8 and VP9 gives no alpha, which such a file has in data of its own.
+        aside = any(_word(key) == "alpha_mode" for key in self.source.video.metadata)
+        if aside or any(component.is_alpha for component in first.format.components):
             self.notes.append("transparency is left out")
         rgb = _is_rgb(first.format)
         full, matrix = (False, _BT_709) if rgb else (_is_full(first), first.colorspace)

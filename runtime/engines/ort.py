@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.contract import METADATA_KEY
-from common.errors import DependencyError, ModelError
+from common.errors import DependencyError, InputError, ModelError
 from runtime.engines.base import Engine, Images, Io, SizeRange, size_of
 from runtime.memory import device_bytes, pixels_in, pixels_in_host
 
@@ -90,6 +90,8 @@ class OrtEngine(Engine):
     @contextlib.contextmanager
     def _told(self, images: Images) -> Iterator[None]:
         """Make a ModelError of what ONNX Runtime raises: its exceptions derive from Exception alone, one by one."""
+        if self._session is None:
+            raise InputError(f"expected an open engine, found {self.name} closed")
         try:
             yield
         except Exception as error:

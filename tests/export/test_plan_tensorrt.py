@@ -17,11 +17,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from common import cli
+from common import cli, tensorrt_library
 from common.errors import ModelError
 from common.files import sha256
 from common.machine import Gpu
-from common.tensorrt_library import OLDEST, Backend, logger
+from common.tensorrt_library import Backend, logger
 from export import plan_build, plan_graph, plan_tensorrt, to_plan
 from export.parity import ASSETS
 from export.plan_tensorrt import check_layers, inspected_layers, kernels_sha256, print_layers, type_of
@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     vars(plugin).update(register=lambda: made.append("register"), errors=errors)
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
-    monkeypatch.setitem(OLDEST, Backend.TENSORRT, (1, 1))
+    monkeypatch.setattr(tensorrt_library, "OLDEST", (1, 1))
     monkeypatch.setitem(sys.modules, "plugins.tensorrt_qdp", plugin)
     monkeypatch.setattr("plugins.tensorrt_qdp", plugin, raising=False)
     monkeypatch.setattr(plan_tensorrt, "gpu", lambda: GPU)
@@ -104,7 +104,7 @@ def test_everything_but_plugin_and_engine(
 def test_tensorrt_10_is_refused_with_either_plugin(
     calls: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(OLDEST, Backend.TENSORRT, (11, 4))
+    monkeypatch.setattr(tensorrt_library, "OLDEST", (11, 4))
     library = tmp_path / "libsadnet_plugin.so"
     library.touch()
     for options in ([], ["--plugin", library]):

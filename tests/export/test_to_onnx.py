@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 from common.contract import METADATA_KEY
 from common.errors import ModelError, OutputError
 from common.padding import pad_to_multiple
-from export.parity import check_parity
-from export.to_onnx import Io, Precision, export_network, write_onnx
+from export.parity import check_half, check_parity
+from export.to_onnx import ExportedNetwork, Io, Precision, export_network, write_onnx
 from plugins import op
 from runtime.engines.ort import OrtEngine
 from train.sadnet import ModulatedDeformConv, SADNet, SADNetConfig
@@ -150,9 +150,23 @@ def test_other_networks_export_too(tmp_path: Path, config: SADNetConfig) -> None
 
 def test_parity_check_refuses_a_file_that_computes_something_else(weights: Path, exported: Path) -> None:
     network = load_weights(weights)
-    torch.nn.init.constant_(network.out.weight, 0.01)
-    with pytest.raises(ModelError, match="parity with PyTorch failed"):
-        check_parity(network, exported, half=False, io="float32")
+    for value in (0.01, float("nan")):
+        torch.nn.init.constant_(network.out.weight, value)
+        with pytest.raises(ModelError, match="parity with PyTorch fp32 failed, the file, at 1 x 480x320"):
+            check_parity(network, exported, half=False, io="float32")
+
+
+@pytest.mark.parametrize("io", [Io.FLOAT16, Io.UINT8])
+def test_activations_beyond_half_precision_are_found(weights: Path, io: Io) -> None:
+    """ONNX Runtime on a CPU does not find them, because it computes in fp32."""
+    network, large = load_weights(weights), load_weights(weights)
+    check_half(network, ExportedNetwork(load_weights(weights), Precision.FP16, io), io)
+    with torch.no_grad():  # the same network, but for activations of 1e5 inside
+        for parameter in (large.res1.conv1.weight, large.res1.conv1.bias):
+            parameter.mul_(2**17)
+        large.res1.conv2.weight.div_(2**17)
+    with pytest.raises(ModelError, match="parity with PyTorch fp32 failed, in half precision, at 1 x 37x53"):
+        check_half(network, ExportedNetwork(large, Precision.FP16, io), io)
 
 
 def test_existing_file_is_not_overwritten(weights: Path, exported: Path) -> None:

@@ -229,7 +229,7 @@ def test_wrong_models_are_one_line(rtx: Command, tmp_path: Path, content: bytes 
 
 def test_missing_libraries_name_their_install_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for backend, module, expected in (
-        ("tensorrt", "tensorrt", "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt,kernels]'"),
+        ("tensorrt", "tensorrt", "pip install --extra-index-url https://pypi.nvidia.com -e '.[tensorrt]'"),
         ("tensorrt-rtx", "tensorrt_rtx", "pip install -e '.[rtx]'"),
     ):
         monkeypatch.setitem(sys.modules, module, None)

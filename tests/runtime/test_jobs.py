@@ -158,7 +158,7 @@ def test_results_beside_their_originals_are_no_inputs(here: Path) -> None:
     for inputs in (["*.jpg"], ["a.jpg", "a_denoised.jpg", "b.jpg", "c_denoised.jpg"]):
         plan = plan_of(*inputs, skip_existing=True)
         assert sorted(pairs(plan)) == ["b.jpg", "c_denoised.jpg"]  # of the last there is no original
-        assert (plan.skipped, plan.faults) == (1, [])
+        assert (plan.skipped, plan.faults, plan.results) == (1, [], [Path("a_denoised.jpg")])
         replacing = plan_of(*inputs, overwrite=True)
         assert (sorted(pairs(replacing)), replacing.faults) == (["a.jpg", "b.jpg", "c_denoised.jpg"], [])
     touch("folder/a.jpg", "folder/a_denoised.jpg")

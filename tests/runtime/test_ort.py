@@ -124,6 +124,13 @@ def test_a_failing_run_is_one_clear_error(tmp_path: Path, write_model: WriteMode
         engine.run(np.zeros((1, 3, 16, 8), np.float32))
 
 
+def test_a_closed_engine_says_so(tmp_path: Path, write_model: WriteModel) -> None:
+    engine = ort.OrtEngine(write_model(tmp_path / "a.onnx"))
+    engine.close()
+    with pytest.raises(InputError, match=r"expected an open engine, found ONNX Runtime .* closed"):
+        engine.run(np.zeros((1, 3, 8, 8), np.float32))
+
+
 def test_a_missing_onnxruntime_names_the_command(
     tmp_path: Path, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

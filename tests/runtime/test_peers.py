@@ -58,6 +58,7 @@ def test_eager_pytorch_is_the_network_with_torchvisions_op(op_calls: list[torch.
     (peer,) = peers(WEIGHTS, compiled=False)
     images = picture(56, 40, 3)
     with peer.open() as engine, TorchEngine(load_weights(WEIGHTS), 3) as ours:
+        assert engine.details == {"config": load_weights(WEIGHTS).config.as_dict()}  # which the roofline is of
         assert (peer.label, engine.io, engine.channels) == (EAGER, "float32", 3)
         found, right = engine.run(images).astype(int), ours.run(images).astype(int)
     assert np.abs(found - right).max() <= 1

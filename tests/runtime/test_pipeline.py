@@ -177,6 +177,24 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engi
     assert all(names == {str(large)} for _, names in most if str(large) in names)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+def test_gray_models_take_pictures_of_three_equal_channels(tmp_path: Path, suffix: str) -> None:
+    """As `infer.py` advises; WebP has no others."""
+    gray = np.random.default_rng(0).integers(60, 190, (24, 40), np.uint8)
+    job = Job(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    write_picture(job.source, Picture(np.repeat(gray[..., None], 3, axis=2)), overwrite=False, quality=100)
+    engine = Negative()
+    engine.channels = 1
+    assert denoise_files(Denoiser(engine), [job], Settings(quality=100)).faults == []
+    source, target = (read_picture(path) for path in (job.source, job.target))
+    assert target.gray
+    difference = target.pixels.reshape(24, 40, -1)[..., 0] - (255.0 - source.pixels[..., 0])
+    assert np.abs(difference).max() <= (2 if suffix == ".jpg" else 0)
+    colours = photo(tmp_path / f"c{suffix}")
+    fault = denoise_files(Denoiser(engine), [Job(colours, tmp_path / f"d{suffix}")]).faults[0]
+    assert "expected a gray picture" in str(fault)
+
+
 def test_few_files_are_ahead_of_a_slow_network(tmp_path: Path) -> None:
     """However small the pictures are, a folder of a million is not read into memory."""
     jobs = [Job(tmp_path / f"{i}.png", tmp_path / "out" / f"{i}.png") for i in range(lookahead.MOST_FILES * 3)]

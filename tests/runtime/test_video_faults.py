@@ -287,7 +287,7 @@ def test_damaged_videos(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[
     """Flipped bits anywhere: a file that plays, or one clear error and no file; and no chatter of FFmpeg's."""
     codecs = {"clip.webm": ("libvpx-vp9", "libopus"), "clip.mov": ("libx265", "aac")}
     codec, audio = codecs.get(name, ("libx264", "aac"))
-    clip = make(tmp_path / name, codec, frames=8, size=(32, 32), audio=audio)
+    clip = make(tmp_path / name, codec, frames=8, audio=audio)
     whole, target, outcomes = clip.read_bytes(), tmp_path / f"out_{name}", set()
     capfd.readouterr()
     for seed in range(25):

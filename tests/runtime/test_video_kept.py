@@ -136,6 +136,12 @@ REPLACED: dict[str, tuple[dict[str, Any], str, str]] = {  # clip -> how it is ma
         "out.mov",
         "rawvideo 4:2:2 8-bit is written as h264 4:2:2 8-bit",
     ),
+    "j.mkv": (  # libx265 breaks the heap at this width
+        {"codec": "ffv1", "pixels": "yuv420p10le", "size": (48, 40)},
+        "out.mp4",
+        "ffv1 4:2:0 10-bit is written as av1 4:2:0 10-bit",
+    ),
+    "k.webm": ({"codec": "libvpx-vp9", "pixels": "yuva420p"}, "out.webm", "transparency is left out"),
 }
 
 
