@@ -122,5 +122,7 @@ def _to_io(x: NDArray[np.float32], io: str) -> NDArray[Any]:
 
 
 def _from_io(y: NDArray[Any], io: str) -> NDArray[np.float32]:
-    y = y.astype(np.float32)
-    return y.transpose(0, 3, 1, 2) / np.float32(255) if io == "uint8" else y
+    result: NDArray[np.float32] = y.astype(np.float32)
+    if io == "uint8":
+        result = result.transpose(0, 3, 1, 2) / np.float32(255)
+    return result

@@ -35,7 +35,6 @@ with cli.needs("dev", __name__):
         open_denoiser,
         pairs_of,
     )
-    from train.examples import read
     from train.loop import CARD, WEIGHTS
     from train.weights import load_weights, save_weights
 
@@ -79,12 +78,12 @@ def main(
             scored_on = denoiser.engine.name
             for text in test:
                 rows = (
-                    [evaluate_pairs(denoiser, (image for example in pairs[text] for image in read(example)))]
+                    [evaluate_pairs(denoiser, pairs[text])]
                     if text in pairs
                     else (evaluate(denoiser, sets[text], level, Protocol.CLIP8) for level in levels)
                 )
                 for row in rows:
-                    scores.append(_score(parse(text)[1].name, row))
+                    scores.append(_score(parse(text)[1].resolve().name, row))
                     print(json.dumps(scores[-1]), flush=True)
         card = {
             "name": name,

@@ -1,12 +1,14 @@
 """Which kernel runs a layer, and how it is launched: for PyTorch, TensorRT, the tests and the benchmark alike.
 
-Every kernel of `plugins/kernels/` has one entry, `ENTRY`, and one order of arguments: pointers to x, offset_mask,
+Every kernel of inference has one entry, `ENTRY`, and one order of arguments: pointers to x, offset_mask,
 weight and bias; the int32 scalars n, c, h, w, o and offset groups; the pointer to y (shapes in `plugins.op`).
 
     layout   types       kernel       tensors
     linear   fp32, fp16  plain.cu     x, offset_mask, y NCHW; weight OIHW: the teacher of the fast ones
     linear   fp32, fp16  linear.cu    x, offset_mask, y NCHW; weight OIHW
     hwc8     fp16        fused.cu     the same four channels-last: x, offset_mask, y NHWC, weight O,3,3,I; tensor cores
+
+Those of training are launched by `plugins/cuda_sampling.py`.
 """
 
 import re
@@ -28,10 +30,6 @@ SCALARS = ("n", "c", "h", "w", "o", "offset_groups")
 TYPES: dict[Precision, str] = {"fp32": "float", "fp16": "__half"}
 """The kernels' SADNET_TYPE for each precision."""
 
-CHUNK = 32
-"""Channels of one tap that the fused kernel multiplies at a time."""
-SHARED_LIMIT = 48 * 1024
-"""Bytes of shared memory of a block: what TensorRT's ahead-of-time plugins may use."""
 BATCH_LIMIT = 2**16
 """Images: what a grid has in z, and one more."""
 PLANE_LIMIT = 2**31
@@ -88,18 +86,6 @@ class Tile:
         k = f", K in {self.k_groups}" if self.k_groups > 1 else ""
         stages = f"{self.stages} stages" if self.stages else f"resident, {self.tiles} tiles"
         return f"16x{self.warps} x {self.outputs}{k}, {stages}"
-
-    def shared(self, layer: Layer) -> int:
-        """Bytes of shared memory that a block takes, as fused.cuh declares them."""
-        chunk = self.outputs * CHUNK * 2
-        ring = (self.stages or op.TAPS * -(-layer.channels // CHUNK)) * chunk * self.k_groups
-        partial_sums = self.warps * 16 * self.outputs * 4 if self.k_groups > 1 else 0
-        return max(ring, partial_sums)
-
-    def fits(self, layer: Layer) -> bool:
-        """Whether the kernel can be compiled so for the layer."""
-        chunks = -(-layer.channels // CHUNK)
-        return chunks % self.k_groups == 0 and self.shared(layer) <= SHARED_LIMIT
 
 
 @dataclass(frozen=True)
@@ -161,7 +147,7 @@ LINEAR_PIXELS = {32: (32, 8), 64: (32, 4)}
 
 
 def tiles(layer: Layer) -> tuple[Tile, ...]:
-    """The ways to divide a layer: tiles.def's for SADNet's own, else one that always fits.
+    """The ways to divide a layer: tiles.def's for SADNet's own, else one that suits any.
 
     That one has as many outputs as registers allow beside the samples of a lane, which are the more, the fewer channels
     move together. With an odd number of them even 32 outputs may spill, and the linear kernel may be the better one.

@@ -107,8 +107,9 @@ def kernel_form(
     """The op by our kernels, on CUDA tensors of fp32 or fp16; not differentiable.
 
     y is channels_last where the channels-last kernel computes it: fp16, channels and outputs multiples of 8. Tensors in
-    another order are brought into it first. The first call with a shape times the kernels that can do it and keeps the
-    fastest; while a CUDA graph is captured it takes the likeliest. Raises as `plugins.cuda_driver.launch` does.
+    another order are brought into it first. The first call times the kernels that can do the layer and keeps the
+    fastest for images of about that size, up to the next power of two of pixels; while a CUDA graph is captured it
+    takes the likeliest. Raises as `plugins.cuda_driver.launch` does.
     """
     shape = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
     layout = _layout(x, weight)
@@ -117,7 +118,8 @@ def kernel_form(
     tensors = (planes[0], planes[1], planes[2], _aligned(bias.to(x.dtype).contiguous()))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
     layer = launch.Layer(x.shape[1], weight.shape[0], offset_groups, negative_slope)
-    key = (layer, layout, x.dtype, x.device, x.shape)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    key = (layer, layout, x.dtype, x.device, pixels.bit_length())
     if key not in _chosen:
         kernels = launch.kernels(layer, PRECISIONS[x.dtype], layout)
         if len(kernels) > 1 and torch.cuda.is_current_stream_capturing():

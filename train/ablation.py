@@ -1,7 +1,7 @@
 """Table 1 of the paper with networks of ours: trains its six at one budget, and scores each on Kodak24.
 
-    python train/ablation.py --data BSDS500 photos --test /data/testsets
-    python train/ablation.py --data BSDS500 photos --test /data/testsets --output runs/longer \\
+    python train/ablation.py --data BSDS500/train BSDS500/test photos --test /data/testsets
+    python train/ablation.py --data BSDS500/train BSDS500/test photos --test /data/testsets --output runs/longer \\
         --set run.steps=20000 optimizer.decay_steps=19500
 
 Each network is a run of `train/run.py` in a folder of OUTPUT; the same command goes on where it was stopped, and where
@@ -126,7 +126,7 @@ def _finished(folder: Path, settings: TrainConfig) -> bool:
         pairs = zip(_flat(there).items(), _flat(settings).items(), strict=True)
         name, found, asked = next((name, a, b) for (name, a), (_, b) in pairs if a != b)
         raise InputError(f"{folder} holds a run with {name} {found}, not {asked}: choose another --output")
-    return bool(settings.run.steps <= state["step"] == state.get("validated"))  # killed in its last validation: no
+    return bool(settings.run.steps <= state["step"] == state["validated"])  # killed in its last validation: no
 
 
 def _flat(settings: TrainConfig) -> dict[str, Any]:

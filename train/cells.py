@@ -24,7 +24,7 @@ from runtime.denoiser import Denoiser
 from runtime.models import bundled_models
 from train.datasets import LAYOUTS, Found, find
 from train.evaluate import Protocol, evaluate, evaluate_pairs, open_denoiser, read_clean
-from train.examples import Example, read
+from train.examples import Example
 from train.sadnet import SADNetConfig
 
 SIGMAS = {Protocol.CLIP8: (15, 25, 30, 50, 70), Protocol.FLOAT: (30, 50, 70)}
@@ -203,16 +203,12 @@ def _jobs(model: Model, sets: Sequence[ImageSet]) -> Iterator[tuple[Callable[[De
         files = {"set": held.name, "set_sha256": held.sha256}
         images = read_clean(e.clean[0] for e in held.examples) if noises and not held.pairs else []
         for noise in noises:
-            job = functools.partial(_of_pairs, held)
+            job = functools.partial(evaluate_pairs, pairs=held.examples)
             if not held.pairs:
                 job = functools.partial(
                     evaluate, images=images, sigma=noise["sigma"], protocol=Protocol(noise["protocol"])
                 )
             yield job, {"model": model.name, "model_sha256": model.sha256, **files, **noise}
-
-
-def _of_pairs(held: ImageSet, denoiser: Denoiser) -> dict[str, Any]:
-    return evaluate_pairs(denoiser, (image for example in held.examples for image in read(example)))
 
 
 def _key(cell: Cell) -> tuple[Any, ...]:

@@ -12,6 +12,8 @@ from common.errors import ModelError, OutputError
 from common.files import whole_file
 
 CHECKPOINT = "checkpoint.pt"
+ENTRIES = {"best", "config", "ema", "losses", "network", "optimizer", "precision", "seconds", "step", "validated"}
+"""Of its state."""
 LOCK = ".lock"
 
 
@@ -53,7 +55,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     path = folder / CHECKPOINT
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"config", "network", "ema", "optimizer", "precision", "step", "seconds", "best"} <= state.keys():
+        if not state.keys() >= ENTRIES:
             raise ValueError(f"only {', '.join(map(str, state))}")
     except FileNotFoundError as error:
         raise ModelError(f"{path}: expected a checkpoint of train/run.py, found no such file") from error

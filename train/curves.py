@@ -11,8 +11,8 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import whole_file
+from train.journal import LOG
 
-LOG = "log.jsonl"
 FORMATS = (".svg", ".png")
 _SCORE = "psnr_"
 """How the names of validation figures begin; what follows is the noise."""
@@ -29,18 +29,19 @@ class Curves:
 
 
 def read_curves(run: Path) -> Curves:
-    """The log of a run's folder. Raises InputError where there is none, or one without a loss."""
+    """The log of a run's folder, or a log itself. Raises InputError where there is none, or one without a loss."""
+    log = run if run.is_file() else run / LOG
     try:
-        text = (run / LOG).read_text(errors="replace")
+        text = log.read_text(errors="replace")
     except OSError as error:
         raise InputError(f"{run}: expected a run's folder with {LOG}, found none ({error.strerror})") from error
     lines = [numbers for line in text.splitlines() if (numbers := _numbers(line)).keys() > {"step"}]
     loss = [(int(line["step"]), line["loss"]) for line in lines if "loss" in line]
     if not loss:
-        raise InputError(f"{run / LOG}: expected logged steps, found none: has the run begun?")
+        raise InputError(f"{log}: expected logged steps, found none: has the run begun?")
     kinds = dict.fromkeys(key for line in lines for key in line if key.startswith(_SCORE))
     scores = {k.removeprefix(_SCORE): [(int(line["step"]), line[k]) for line in lines if k in line] for k in kinds}
-    return Curves(run.resolve().name, loss, scores)
+    return Curves(log.stem if log == run else run.resolve().name, loss, scores)
 
 
 def _numbers(line: str) -> dict[str, float]:

@@ -96,9 +96,7 @@ def open_bank(
     """
     files = [[*([e.noisy] if e.noisy else []), *e.clean] for e in examples]
     stamps = [[(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths] for paths in files]
-    # a photo's stamp stands by itself: banks that were made before there were pairs are still found
-    key_of = [stamp[0] if len(stamp) == 1 else stamp for stamp in stamps]
-    key = hashlib.sha256(json.dumps([key_of, channels, least]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, channels, least]).encode()).hexdigest()[:16]
     index_file, pixel_file = cache / f"{key}.json", cache / f"{key}.u8"
     if not index_file.exists():
         names, shapes = [], []

@@ -130,6 +130,14 @@ LAYOUTS = (
         r"(?:.*/)?DIV2K_train_HR/\d{4}\.png",
         count=800,
     ),
+    Layout(
+        "bsds500_val",
+        "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html (BSDS500)",
+        "BSDS500/data/images/val/101085.jpg ...: BSD68 and CBSD68 are of these",
+        r"(?:.*/)?val/\d{4,6}\.jpg",
+        count=100,
+        test=True,
+    ),
     Layout("bsd68", f"{_FFDNET}/BSD68", "BSD68/test001.png ...", r"(?:.*/)?BSD68/test\d{3}\.png", count=68, test=True),
     Layout("cbsd68", f"{_FFDNET}/CBSD68", "CBSD68/101085.png ...", r"(?:.*/)?CBSD68/\d+\.png", count=68, test=True),
     Layout(

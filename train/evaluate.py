@@ -38,7 +38,7 @@ from runtime.tiles import TILE
 
 with cli.needs("dev", __name__):
     from train.datasets import find, parse
-    from train.examples import Example, Pixels, read
+    from train.examples import Example, read
     from train.noise import protocol_noise
 
 
@@ -70,7 +70,10 @@ def clean_images(folder: Path) -> TestSet:
         raise InputError(
             f"{folder}: expected a folder of clean images, found {'a file' if folder.exists() else 'nothing'}"
         )
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: p.name)
+    paths = sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")),
+        key=lambda p: p.name,
+    )
     if not paths:
         raise InputError(f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
     return read_clean(paths)
@@ -122,12 +125,12 @@ def evaluate(denoiser: Denoiser, images: TestSet, sigma: float, protocol: Protoc
     return {"sigma": sigma, "protocol": str(protocol), **means, "seconds": seconds, "images": each}
 
 
-def evaluate_pairs(denoiser: Denoiser, pairs: Iterable[tuple[str, Pixels | None, Pixels]]) -> dict[str, Any]:
-    """A row of a table for (name, noisy, clean) 8-bit images: means over them, and each one's figures, of the noisy
-    image and of the denoised one."""
+def evaluate_pairs(denoiser: Denoiser, pairs: Iterable[Example], limit: int | None = None) -> dict[str, Any]:
+    """A row of a table for 8-bit pairs, the first `limit` of them: means over them, and each one's figures, of the
+    noisy image and of the denoised one."""
     each: list[dict[str, Any]] = []
     seconds = 0.0
-    for name, *images in pairs:
+    for name, *images in islice((image for example in pairs for image in read(example)), limit):
         noisy, clean = (np.asarray(image, np.float32) / np.float32(255) for image in images)
         begun = time.perf_counter()
         output = denoiser.denoise(noisy)
@@ -180,17 +183,16 @@ def main(
             for folder, images in sets.items():
                 cells = []
                 for level in levels:
-                    row = {"set": folder.name, **evaluate(denoiser, images, level, protocol)}
+                    row = {"set": folder.resolve().name, **evaluate(denoiser, images, level, protocol)}
                     rows.append(row)
                     cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}")
                     progress.advance(task)
-                white.add_row(escape(folder.name), str(len(images)), *cells)
+                white.add_row(escape(folder.resolve().name), str(len(images)), *cells)
             for folder, examples in pairs.items():
-                images_of = (image for example in examples for image in read(example))
-                row = {"set": folder.name, **evaluate_pairs(denoiser, islice(images_of, limit or None))}
+                row = {"set": folder.resolve().name, **evaluate_pairs(denoiser, examples, limit or None)}
                 rows.append(row)
                 cells = [f"{row[f'{of}psnr']:.2f} / {row[f'{of}ssim']:.4f}" for of in ("noisy_", "")]
-                real.add_row(escape(folder.name), str(len(row["images"])), *cells)
+                real.add_row(escape(folder.resolve().name), str(len(row["images"])), *cells)
                 progress.advance(task)
     for table in (table for table in (white, real) if table.row_count):
         Console().print(table)

@@ -293,9 +293,7 @@ class Trainer:
         try:
             self.network.load_state_dict(state["network"])
             if self.average is not None:
-                average = state["ema"] or state["network"]  # runs of before 2026-11-27 have other names, and a count
-                names = ((name.removeprefix("module."), name) for name in average if name != "n_averaged")
-                self.average.load_state_dict({short: average[name] for short, name in names})
+                self.average.load_state_dict(state["ema"] or state["network"])
             groups = self.optimizer.param_groups
             own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
             # betas and the like are the configuration's, which --set may have changed; by `fused` the state is placed
@@ -312,8 +310,8 @@ class Trainer:
             text = f"expected a checkpoint of this network and optimizer, found another: {error}"
             raise TrainingError(text) from error
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.validated = state.get("validated", self.step)
-        self.losses = [torch.tensor(loss, device=self.fabric.device) for loss in state.get("losses", [])]
+        self.validated = state["validated"]
+        self.losses = [torch.tensor(loss, device=self.fabric.device) for loss in state["losses"]]
         self.shared = len(self.losses)
 
     def begin_at(self, released: dict[str, Tensor], source: str) -> None:

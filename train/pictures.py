@@ -104,7 +104,7 @@ def strip(
 
 @app.command()
 def curves(
-    run: Annotated[list[Path], typer.Option(help="folders of runs of train/run.py (one or more)")],
+    run: Annotated[list[Path], typer.Option(help="folders of runs of train/run.py, or logs (one or more)")],
     output: Annotated[Path, typer.Option(help="plot, .svg or .png")],
     smooth: Annotated[float, typer.Option(help="steps over which the loss is averaged")] = 1000.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing plot")] = False,

@@ -188,7 +188,7 @@ class OffsetBlock(nn.Module):
         """x (N, width, H, W) and coarser (N, 32, H/2, W/2) or None, to (N, 32, H, W)."""
         y = F.leaky_relu(self.offset_conv1(x), SLOPE)
         if coarser is not None:
-            finer = 2 * F.interpolate(coarser, scale_factor=2, mode="bilinear", align_corners=False)
+            finer = F.interpolate(2 * coarser, scale_factor=2, mode="bilinear", align_corners=False)
             y = F.leaky_relu(self.offset_conv2(torch.cat((y, finer), dim=1)), SLOPE)
         return F.leaky_relu(self.offset_conv3(y), SLOPE)
 

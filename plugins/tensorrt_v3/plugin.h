@@ -44,6 +44,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                                  int32_t outputs) noexcept override;
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* in, int32_t inputs,
                           const nvinfer1::DynamicPluginTensorDesc* out, int32_t outputs) noexcept override;
+  // Without a getTimingCacheID of ours TensorRT keeps no times of them, which would be wrong once tiles.def changes.
   int32_t getNbTactics() noexcept override;
   int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override;
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* in, int32_t inputs,

@@ -162,7 +162,7 @@ def test_activations_beyond_half_precision_are_found(weights: Path, io: Io) -> N
     network, large = load_weights(weights), load_weights(weights)
     check_half(network, ExportedNetwork(load_weights(weights), Precision.FP16, io), io)
     with torch.no_grad():  # the same network, but for activations of 1e5 inside
-        for parameter in (large.res1.conv1.weight, large.res1.conv1.bias):
+        for parameter in large.res1.conv1.parameters():
             parameter.mul_(2**17)
         large.res1.conv2.weight.div_(2**17)
     with pytest.raises(ModelError, match="parity with PyTorch fp32 failed, in half precision, at 1 x 37x53"):

@@ -52,6 +52,7 @@ ARCHIVES: dict[str, tuple[list[str], int]] = {
     "sidd_validation": (["val/ValidationNoisyBlocksSrgb.mat", "val/ValidationGtBlocksSrgb.mat"], 1),
     "dnd": (["dnd_2017/images_srgb/0001.mat", "dnd_2017/images_srgb/0050.mat"], 2),
     "div2k": (["DIV2K_train_HR/0001.png", "DIV2K_train_HR/0800.png"], 2),
+    "bsds500_val": (["BSDS500/data/images/val/101085.jpg", "BSDS500/data/images/val/3096.jpg"], 2),
     "bsd68": (["BSD68/test001.png"], 1),
     "cbsd68": (["CBSD68/101085.png", "CBSD68/3096.png"], 2),
     "kodak24": (["Kodak24/kodim01.png"], 1),

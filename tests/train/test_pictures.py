@@ -207,6 +207,10 @@ def test_curves_of_runs(tmp_path: Path) -> None:
     for text in ("first, sigma25", "first, sigma50", "<!-- second -->", "validation PSNR, dB", "steps"):
         assert text in svg
     assert "second, sigma" not in svg
+    alone = tmp_path / "kept.jsonl"  # as in docs/results
+    alone.write_bytes((first / "log.jsonl").read_bytes())
+    assert pictures("curves", "--run", alone, "--output", tmp_path / "d.svg") == 0
+    assert "kept, sigma25" in (tmp_path / "d.svg").read_text()
     assert read_picture(tmp_path / "c.png").pixels.shape == (825, 1200, 3)
 
 

@@ -145,18 +145,6 @@ def test_init_begins_at_released_weights_with_a_fresh_optimizer(
     assert logged(tmp_path / "run")[1] != logged(uninterrupted)[1]
 
 
-def test_a_checkpoint_with_the_names_of_pytorchs_moving_average_goes_on(
-    uninterrupted: Path, halfway: Path, tmp_path: Path, train: Train, state: State
-) -> None:
-    run = shutil.copytree(halfway, tmp_path / "run")
-    values = state(run)
-    values["ema"] = {f"module.{name}": value for name, value in values["ema"].items()} | {"n_averaged": torch.tensor(3)}
-    torch.save(values, run / "checkpoint.pt")
-    assert train("--resume", run, "--steps", 6) == 0
-    for name, value in state(uninterrupted)["ema"].items():
-        assert torch.equal(state(run)["ema"][name], value)
-
-
 def test_init_begins_a_gray_run_at_colour_weights(
     config: Path, uninterrupted: Path, tmp_path: Path, train: Train, state: State
 ) -> None:
