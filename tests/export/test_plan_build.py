@@ -1,12 +1,14 @@
 """The builder: types of what it has parsed, and what the library says of a network that it does not take."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from common import tensorrt_library
-from common.errors import ModelError
+from common.errors import InputError, ModelError
 from export import plan_graph
 from export.parity import ASSETS
 from export.plan_build import Sizes, build
@@ -62,6 +64,20 @@ def test_sampling_in_half_precision_is_found(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(onnx_op, "_GRID_SAMPLE", text)
     with pytest.raises(ModelError, match=r"expected FLOAT in the layer ModulatedDeformConv2d/f32_\w+, found HALF"):
         build(RtxTarget(), network(Precision.FP16), Precision.FP16, SMALL)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_fp32_is_no_tf32(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = []
+
+    def configured(target: RtxTarget, trt: Any, config: Any, log: object) -> None:
+        allowed.append(config.get_flag(trt.BuilderFlag.TF32))
+        raise InputError("enough")
+
+    monkeypatch.setattr(RtxTarget, "configure", configured)
+    with pytest.raises(InputError, match="enough"):
+        build(RtxTarget(), network(precision), precision, SMALL)
+    assert allowed == [precision is not Precision.FP32]
 
 
 def test_what_the_parser_says_is_told_with_the_node(monkeypatch: pytest.MonkeyPatch) -> None:

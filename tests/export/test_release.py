@@ -10,8 +10,11 @@ import torch
 
 from common.errors import InputError, ModelError
 from common.files import sha256
+from common.images import read_picture
+from common.metrics import psnr, ssim
 from export import release
 from runtime.denoiser import Denoiser
+from train.noise import protocol_noise
 from train.sadnet import SADNet
 from train.weights import load_weights, save_weights
 
@@ -62,6 +65,15 @@ def test_release_writes_weights_onnx_file_and_card(
     assert (white["set"], white["images"], white["sigma"], white["protocol"]) == ("Set2", 2, 25.0, "clip8")
     assert (real["set"], real["images"], real["protocol"]) == ("Pairs", 1, "pairs")
     assert 0 < real["noisy_psnr"] < 20
+    with Denoiser(tmp_path / "small.onnx") as denoiser:
+        clean = [
+            read_picture(test_set / name).pixels.astype(np.float32) / np.float32(255) for name in ("a.png", "b.png")
+        ]
+        of_white = [(denoiser.denoise(protocol_noise(c, 25.0, i, clip8=True)), c) for i, c in enumerate(clean)]
+        noisy, right = (read_picture(pairs / kind / "a.png").pixels / np.float32(255) for kind in ("noisy", "clean"))
+        for row, outputs in ((white, of_white), (real, [(denoiser.denoise(noisy), right)])):
+            assert row["psnr"] == pytest.approx(np.mean([psnr(*pair) for pair in outputs]), abs=1e-3)
+            assert row["ssim"] == pytest.approx(np.mean([ssim(*pair) for pair in outputs]), abs=1e-4)
     with Denoiser(tmp_path / "small.onnx") as denoiser, torch.inference_mode():
         x = np.random.default_rng(1).random((8, 16, 3), dtype=np.float32)
         expected = load_weights(tmp_path / "small.safetensors")(torch.from_numpy(x.transpose(2, 0, 1)[None].copy()))

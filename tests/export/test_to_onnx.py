@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import helper, numpy_helper
 from common.contract import METADATA_KEY
 from common.errors import ModelError, OutputError
 from common.padding import pad_to_multiple
+from export import to_onnx
 from export.parity import check_half, check_parity
 from export.to_onnx import ExportedNetwork, Io, Precision, export_network, write_onnx
 from plugins import op
@@ -167,6 +169,33 @@ def test_activations_beyond_half_precision_are_found(weights: Path, io: Io) -> N
         large.res1.conv2.weight.div_(2**17)
     with pytest.raises(ModelError, match="parity with PyTorch fp32 failed, in half precision, at 1 x 37x53"):
         check_half(network, ExportedNetwork(large, Precision.FP16, io), io)
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_a_file_that_computes_something_else_is_not_written(
+    weights: Path, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(network: SADNet, *arguments: Any) -> onnx.ModelProto:
+        torch.nn.init.constant_(network.out.weight, 0.01)
+        return export_network(network, *arguments)
+
+    monkeypatch.setattr(to_onnx, "export_network", other)
+    with pytest.raises(ModelError, match="parity with PyTorch fp32 failed, the file"):
+        write_onnx(weights, tmp_path / "a.onnx", precision, Io.FLOAT32, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_beyond_half_precision_is_not_written(weights: Path, tmp_path: Path) -> None:
+    network = load_weights(weights)
+    with torch.no_grad():
+        for parameter in network.res1.conv1.parameters():
+            parameter.mul_(2**17)
+        network.res1.conv2.weight.div_(2**17)
+    large, target = tmp_path / "large.safetensors", tmp_path / "a.onnx"
+    save_weights(network, large, dtype=torch.float32)
+    with pytest.raises(ModelError, match="parity with PyTorch fp32 failed"):
+        write_onnx(large, target, Precision.FP16, Io.FLOAT32, overwrite=False)
+    assert list(tmp_path.iterdir()) == [large]
 
 
 def test_existing_file_is_not_overwritten(weights: Path, exported: Path) -> None:

@@ -1,6 +1,7 @@
 """The op's benchmark, all but the GPU: what it counts, what it runs, and that its JSON line is the table's."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -231,9 +232,10 @@ def test_a_plugin_that_computes_something_else_is_refused(
     on_cpu: None, plugin_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     NvidiaPlugin(plugin_folder).verify("cpu")
-    monkeypatch.setattr(NvidiaPlugin, "im2col", lambda self, x, offset, mask, columns: columns.zero_())
-    with pytest.raises(InputError, match="to compute the op"):
-        NvidiaPlugin(plugin_folder).verify("cpu")
+    for value in (0.0, math.nan):
+        monkeypatch.setattr(NvidiaPlugin, "im2col", lambda *arguments, value=value: arguments[-1].fill_(value))
+        with pytest.raises(InputError, match="to compute the op"):
+            NvidiaPlugin(plugin_folder).verify("cpu")
 
 
 def test_existing_results_are_kept(on_cpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,8 @@ class World:
     def __init__(self, seed: int = 0) -> None:
         self.chance = random.Random(seed)
         self.streams: list[Stream] = []
+        self.late: list[Stream] = []
+        """Streams whose work is put off for as long as there is any other."""
         self.memory: dict[int, NDArray[np.uint8]] = {}
         self.given_back: list[NDArray[np.uint8]] = []  # kept, so that their addresses are not used again
         self.unborn: set[int] = set()
@@ -75,7 +77,7 @@ class World:
         while not done():
             ready = [stream for stream in self.streams if stream.queue and stream.queue[0].is_ready()]
             assert ready, "everybody waits for everybody"
-            stream = self.chance.choice(ready)
+            stream = self.chance.choice([stream for stream in ready if stream not in self.late] or ready)
             self.now += 1
             stream.queue.popleft().act()
 

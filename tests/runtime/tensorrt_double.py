@@ -102,16 +102,20 @@ class CudaEngine:
     def __init__(self, world: World, sidecar: dict[str, Any], network: Network, log: Log) -> None:
         self.world, self.network, self.log = world, network, log
         (tensor,) = sidecar["inputs"]
+        self.tensors = {tensor["name"]: tensor for tensor in (*sidecar["inputs"], *sidecar["outputs"])}
         self.dtype = np.dtype(tensor["type"])
         self.shapes = tensor["min"], tensor["max"]
         self.device_memory_size_v2 = sidecar["activation_bytes"]
         self.fails = self.fails_in_captures = False
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return SimpleNamespace(name={"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}[self.dtype.name])
+        return SimpleNamespace(
+            name={"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}[self.tensors[name]["type"]]
+        )
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(low if low == high else -1 for low, high in zip(*self.shapes, strict=True))
+        sides = zip(self.tensors[name]["min"], self.tensors[name]["max"], strict=True)
+        return tuple(low if low == high else -1 for low, high in sides)
 
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(strategy=None, cache=None)

@@ -15,7 +15,7 @@ from common.errors import InputError, ModelError
 from common.padding import pad_to_multiple
 from runtime import Denoiser, tiles
 from runtime.engines import Engine
-from runtime.engines.base import Images, Io, Size, SizeRange, size_of
+from runtime.engines.base import Images, Io, Size, SizeRange, from_io, size_of
 from runtime.tiles import OVERLAP, SIDES, TILE, choose_tile, shared, spans
 
 
@@ -226,6 +226,14 @@ def test_engines_of_8_bit_images(height: int, width: int, kind: str, tile: int |
         np.testing.assert_allclose(result * (255 if floats else 1), 255.0 - image, atol=1e-3)
 
 
+def test_floats_beyond_the_range_are_clipped_for_8_bit_engines() -> None:
+    image = np.linspace(-0.5, 1.5, 8 * 8 * 3, dtype=np.float32).reshape(8, 8, 3)
+    rounded = np.rint(image.clip(0, 1) * 255)
+    np.testing.assert_allclose(Denoiser(Bytes()).denoise(image), 1 - rounded / 255, atol=1e-6)
+    planes = image.transpose(2, 0, 1)[None]
+    np.testing.assert_array_equal(from_io(planes, np.dtype(np.uint8)), rounded[None].astype(np.uint8))
+
+
 def test_8_bit_images_reach_their_engine_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """No float is made of them, which at video rates would cost more than the network."""
     monkeypatch.setattr(np, "divide", None)
@@ -349,9 +357,21 @@ def test_strengths_that_are_refused(strength: float) -> None:
         Denoiser(Stub()).denoise(np.zeros((8, 8), np.uint8), strength)
 
 
-def test_a_network_that_overflows_is_told() -> None:
-    with pytest.raises(ModelError, match="not finite"):
-        Denoiser(Fixed(float("nan"))).denoise(np.zeros((8, 8), np.uint8))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_single_sample_that_is_not_finite_is_told(value: float) -> None:
+    class Overflows(Stub):
+        def _run(self, images: Images) -> Images:
+            result = images.copy()
+            result[-1, -1, 3, 5] = value
+            return result
+
+    for shape in ((8, 8), (8, 8, 3)):
+        with pytest.raises(ModelError, match="not finite"):
+            Denoiser(Overflows()).denoise(np.zeros(shape, np.uint8))
+    image = np.zeros((8, 8, 3), np.float32)
+    image[3, 5, 2] = value
+    with pytest.raises(InputError, match="found NaN or infinity"):
+        Denoiser(Stub()).denoise(image)
 
 
 def test_an_engine_given_open_stays_open() -> None:

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.errors import InputError
+from runtime.engines.loaded_plan import SHAPES
 from runtime.engines.tensorrt import TensorRTEngine
 from tests.runtime.gpu_double import World
 from tests.runtime.tensorrt_double import SMALL, images, inverted, machine, write_plan
@@ -62,7 +63,7 @@ def test_arrays_on_the_gpu_stay_there(tmp_path: Path, seed: int, io: str) -> Non
 @pytest.mark.parametrize(("version", "stream"), [(3, 1), (3, 2), (2, None), (3, "own")])
 def test_the_owners_stream_is_waited_for(plans: Path, version: int, stream: Any) -> None:
     """The array is written on the owner's stream, which the double puts off for as long as it may."""
-    world, batch = World(3), images(1, SMALL)
+    world, batch = World(), images(1, SMALL)
     with machine(world), TensorRTEngine([plans / "small.plan"]) as engine:
         core = engine.gpu.core
         owner = {1: core.LEGACY_DEFAULT_STREAM, 2: core.PER_THREAD_DEFAULT_STREAM, "own": engine.gpu.upload}
@@ -70,9 +71,31 @@ def test_the_owners_stream_is_waited_for(plans: Path, version: int, stream: Any)
         if stream is not None:
             array.interface["stream"] = engine.gpu.upload.handle if stream == "own" else stream
         written = owner[stream or 1]
+        world.late.append(written)
         memory = world.at(array.buffer.handle, batch.nbytes)
         written.add(lambda: np.copyto(memory, batch.reshape(-1).view(np.uint8)))
         np.testing.assert_array_equal(read(world, engine.run_on_device(array)), 1 - batch)
+
+
+def test_the_stream_of_out_is_waited_for(plans: Path) -> None:
+    """Where the result goes may still be filled with zeros, as by `torch.zeros_like`."""
+    world, batch = World(), images(1, SMALL)
+    with machine(world), TensorRTEngine([plans / "small.plan"]) as engine:
+        out = OnDevice(world, np.ones_like(batch), stream=1)
+        memory, default = world.at(out.buffer.handle, batch.nbytes), engine.gpu.core.LEGACY_DEFAULT_STREAM
+        world.late.append(default)
+        default.add(lambda: memory.fill(0))
+        engine.run_on_device(OnDevice(world, batch, stream=None), out)
+        default.sync()
+        np.testing.assert_array_equal(out.read(), 1 - batch)
+
+
+def test_contexts_of_few_shapes_are_kept(plans: Path) -> None:
+    world = World()
+    with machine(world), TensorRTEngine([plans / "range.plan"]) as engine:
+        for side in range(1, 3 * SHAPES):
+            engine.run_on_device(OnDevice(world, images(1, (8 * side, 8)), stream=None))
+            assert len(engine._direct) == min(side, SHAPES)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +117,9 @@ def test_arrays_on_the_gpu_that_are_refused(plans: Path, change: dict[str, Any],
         array = OnDevice(world, images(1, SMALL))
         with pytest.raises(InputError, match="shares no memory"):
             engine.run_on_device(array, array)
+        inside = OnDevice(world, images(1, SMALL), data=(array.buffer.handle + 256, False))
+        with pytest.raises(InputError, match="shares no memory"):
+            engine.run_on_device(array, inside)
         with pytest.raises(InputError, match="at multiples of 256 bytes"):
             engine.run_on_device(OnDevice(world, images(1, SMALL), data=(array.buffer.handle + 16, False)))
         read_only = OnDevice(world, images(1, SMALL), data=(0, True))

@@ -1,5 +1,6 @@
 """The engine of plans where something fails: what is told, and that it lives on."""
 
+import itertools
 import json
 import linecache
 import sys
@@ -160,11 +161,12 @@ def test_a_closed_engine_says_so(plans: Path) -> None:
 
 
 def test_a_plan_that_is_not_as_its_sidecar_says_is_refused(plans: Path) -> None:
-    """Its buffers would be too small."""
+    """The input's buffer or the output's would be too small."""
     plan = write_plan(plans / "b.plan", SMALL, SMALL, io="uint8")
     contents = json.loads(plan.read_text())
-    for change in ({"type": "float32"}, {"min": [1, 128, 96, 3], "max": [1, 128, 96, 3]}):
-        changed = contents | {side: [contents[side][0] | change] for side in ("inputs", "outputs")}
+    changes = ({"type": "float32"}, {"min": [1, 128, 96, 3], "max": [1, 128, 96, 3]})
+    for side, change in itertools.product(("inputs", "outputs"), changes):
+        changed = contents | {side: [contents[side][0] | change]}
         plan.write_text(json.dumps(changed))
         path = plans / "b.plan.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"plan_sha256": sha256(plan)}))

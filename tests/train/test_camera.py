@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from common.images import read_picture
 from export.parity import ASSETS
+from train import jpeg
 from train.camera import Camera, _demosaic, _gamma, _linear, _mosaic, add_camera_noise, draw_camera
 from train.config import CameraConfig
 
@@ -199,3 +201,19 @@ def test_a_gpus_noise_has_the_statistics_of_a_cpus(photo: Tensor) -> None:
     silent = replace(camera, shot=0.0, read=0.0)  # the same but for rounding: TF32 would move JPEG's coefficients
     quiet = [add_camera_noise(photo.to(device), [silent], [0]).cpu() for device in ("cpu", "cuda")]
     assert (quiet[0] - quiet[1]).abs().mean() < 2e-4
+
+
+def test_shot_noise_is_of_the_light_on_the_sensor(linear_noise: Any) -> None:
+    """Which a gain above 1 makes less, before it makes its noise more."""
+    light = float(_linear(torch.tensor(0.5)))
+    noise = linear_noise(flat(0.5, 0.5, 0.5), replace(PLAIN, shot=1e-3, read=0.0, green_gain=1.6))
+    assert float(noise[1, 2:-2:2, 3:-2:2].var()) == pytest.approx(1e-3 * light * 1.6, rel=0.08)
+
+
+@pytest.mark.parametrize(("quality", "origin"), [(30, (5, 3)), (80, (0, 12))])
+def test_the_jpeg_is_the_cameras(photo: Any, quality: int, origin: tuple[int, int]) -> None:
+    found = add_camera_noise(photo, [replace(PLAIN, read=0.0, quality=quality, origin=origin)], [0])
+    y, x = origin
+    assert (found - jpeg.compress(photo, [quality], [origin])).abs().mean() < 1e-4
+    for other, place in ((quality + 15, origin), (quality, (y + 2, x)), (quality, (y, x + 2))):
+        assert (found - jpeg.compress(photo, [other], [place])).abs().mean() > 1e-3
