@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from common.errors import DependencyError, ModelError
 from common.images import read_picture, rgb8
 from common.metrics import psnr
 from common.padding import pad_to_multiple
+from runtime.engines.base import Io, from_io, to_io
 from train.sadnet import SADNet
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -57,8 +58,8 @@ def check_half(network: SADNet, exported: nn.Module, io: str) -> None:
 
     def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            y: torch.Tensor = exported(torch.from_numpy(_to_io(x, io)))
-        return _from_io(y.numpy(), io)
+            y: torch.Tensor = exported(torch.from_numpy(to_io(x, cast(Io, io))))
+        return from_io(y.numpy(), x.dtype)
 
     _compare("in half precision", network, run, io, UINT8_FP16 if io == "uint8" else FP16, HALF_CASES)
 
@@ -112,18 +113,7 @@ def _onnx_runner(path: Path, io: str) -> Run:
     name = session.get_inputs()[0].name
 
     def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        (y,) = session.run(None, {name: _to_io(x, io)})
-        return _from_io(y, io)
+        (y,) = session.run(None, {name: to_io(x, cast(Io, io))})
+        return from_io(y, x.dtype)
 
     return run
-
-
-def _to_io(x: NDArray[np.float32], io: str) -> NDArray[Any]:
-    return np.rint(x.transpose(0, 2, 3, 1) * 255).astype(np.uint8) if io == "uint8" else x.astype(io)
-
-
-def _from_io(y: NDArray[Any], io: str) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = y.astype(np.float32)
-    if io == "uint8":
-        result = result.transpose(0, 3, 1, 2) / np.float32(255)
-    return result
