@@ -70,18 +70,29 @@ class LoadedPlan:
 
     def _check(self) -> None:
         """Buffers are as large as the sidecar says: it must say what the plan does."""
+        engine, sidecar = self.engine, self.file.sidecar
+        # An engine asked of a name that it does not have logs an error and answers something.
+        found = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        for mode, tensors in (("INPUT", sidecar.inputs), ("OUTPUT", sidecar.outputs)):
+            expected = [tensor.name for tensor in tensors]
+            names = [name for name in found if engine.get_tensor_mode(name).name == mode]
+            if names != expected:
+                raise self._unlike(f"{mode.lower()}s {expected}", str(names))
         types = {"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}
-        for tensor in (*self.file.sidecar.inputs, *self.file.sidecar.outputs):
-            kind = self.engine.get_tensor_dtype(tensor.name).name
-            shape = tuple(self.engine.get_tensor_shape(tensor.name))
+        for tensor in (*sidecar.inputs, *sidecar.outputs):
+            kind = engine.get_tensor_dtype(tensor.name).name
+            shape = tuple(engine.get_tensor_shape(tensor.name))
             fits = len(shape) == len(tensor.max) and all(
                 side in (-1, high) for side, high in zip(shape, tensor.max, strict=True)
             )
             if kind != types[tensor.type] or not fits:
-                raise ModelError(
-                    f"{self.file.path}: expected {tensor.name} of {tensor.type} and {tensor.max}, as its sidecar says, "
-                    f"found {kind} and {shape}: {rebuild(self.file.path, self.file.sidecar)}"
-                )
+                raise self._unlike(f"{tensor.name} of {tensor.type} and {tensor.max}", f"{kind} and {shape}")
+
+    def _unlike(self, expected: str, found: str) -> ModelError:
+        return ModelError(
+            f"{self.file.path}: expected {expected}, as its sidecar says, found {found}: "
+            f"{rebuild(self.file.path, self.file.sidecar)}"
+        )
 
     def _load_cache(self) -> None:
         try:

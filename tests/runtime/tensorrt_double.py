@@ -103,10 +103,18 @@ class CudaEngine:
         self.world, self.network, self.log = world, network, log
         (tensor,) = sidecar["inputs"]
         self.tensors = {tensor["name"]: tensor for tensor in (*sidecar["inputs"], *sidecar["outputs"])}
+        self.modes = {tensor["name"]: side for side in ("inputs", "outputs") for tensor in sidecar[side]}
+        self.num_io_tensors = len(self.tensors)
         self.dtype = np.dtype(tensor["type"])
         self.shapes = tensor["min"], tensor["max"]
         self.device_memory_size_v2 = sidecar["activation_bytes"]
         self.fails = self.fails_in_captures = False
+
+    def get_tensor_name(self, number: int) -> str:
+        return list(self.tensors)[number]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return SimpleNamespace(name={"inputs": "INPUT", "outputs": "OUTPUT"}[self.modes[name]])
 
     def get_tensor_dtype(self, name: str) -> Any:
         return SimpleNamespace(

@@ -161,10 +161,15 @@ def test_a_closed_engine_says_so(plans: Path) -> None:
 
 
 def test_a_plan_that_is_not_as_its_sidecar_says_is_refused(plans: Path) -> None:
-    """The input's buffer or the output's would be too small."""
+    """The input's buffer or the output's would be too small, or there is none of the name."""
     plan = write_plan(plans / "b.plan", SMALL, SMALL, io="uint8")
     contents = json.loads(plan.read_text())
-    changes = ({"type": "float32"}, {"min": [1, 128, 96, 3], "max": [1, 128, 96, 3]})
+    changes = (
+        {"type": "float32"},
+        {"min": [1, 128, 96, 3], "max": [1, 128, 96, 3]},
+        {"name": ""},
+        {"name": "another"},
+    )
     for side, change in itertools.product(("inputs", "outputs"), changes):
         changed = contents | {side: [contents[side][0] | change]}
         plan.write_text(json.dumps(changed))
