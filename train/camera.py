@@ -4,8 +4,8 @@ The photo is taken back to linear light on the sensor: inverse tone curve and sR
 inverse white balance. There each pixel of the Bayer mosaic gets noise whose variance is a line in its light (Foi et
 al., Practical Poissonian-Gaussian noise modeling and fitting for single-image raw-data, TIP 2008). The way back to an
 8-bit photo is linear up to the gamma, so that only the noise has to be demosaiced, white-balanced, colour-corrected
-and smoothed: the scene itself stays as sharp as the clean photo, which is the target. Ranges of the parameters and
-their sources: `train.config.CameraConfig`.
+and smoothed: the scene itself stays as sharp as the clean photo, which is the target. Most photos are JPEG files then.
+Ranges of the parameters and their sources: `train.config.CameraConfig`.
 """
 
 import math
@@ -44,7 +44,8 @@ class Camera:
     luma_blur: float  # standard deviation in pixels
     chroma_blur: float
     bayer: tuple[int, int]  # row and column, 0 or 1, of the photo's first pixel in the mosaic; red is at 0, 0
-    quality: int  # of the JPEG file
+    jpeg: bool  # whether the photo is a JPEG file
+    quality: int  # of that file
     origin: tuple[int, int]  # of the crop in the JPEG's grid
 
 
@@ -68,6 +69,7 @@ def draw_camera(config: CameraConfig, rng: np.random.Generator) -> Camera:
         luma_blur=between(config.luma_blur),
         chroma_blur=between(config.chroma_blur),
         bayer=(int(rng.integers(2)), int(rng.integers(2))),
+        jpeg=bool(rng.random() < config.jpeg),
         quality=int(rng.integers(config.quality[0], config.quality[1] + 1)),
         origin=(int(rng.integers(jpeg.MCU)), int(rng.integers(jpeg.MCU))),
     )
@@ -81,13 +83,16 @@ def add_camera_noise(clean: Tensor, cameras: Sequence[Camera], seeds: Sequence[i
     """
     numbers = torch.tensor(
         [
-            (c.shot, c.read, c.saturation, c.tone, c.luma_blur, c.chroma_blur, c.red_gain, c.green_gain, c.blue_gain)
+            (
+                *(c.shot, c.read, c.saturation, c.tone, c.luma_blur, c.chroma_blur, c.jpeg),
+                *(c.red_gain, c.green_gain, c.blue_gain),
+            )
             for c in cameras
         ],
         device=clean.device,
     )[:, :, None, None]
-    shot, read, saturation, tone, luma_blur, chroma_blur = numbers[:, :6].split(1, dim=1)
-    gains, colourful = numbers[:, 6:], 1 + saturation
+    shot, read, saturation, tone, luma_blur, chroma_blur, lossy = numbers[:, :7].split(1, dim=1)
+    gains, colourful = numbers[:, 7:], 1 + saturation
 
     light = _linear(torch.where(tone > 0, _inverse_tone(clean), clean))
     gray = light.mean(1, keepdim=True)
@@ -104,7 +109,8 @@ def add_camera_noise(clean: Tensor, cameras: Sequence[Camera], seeds: Sequence[i
 
     noisy = _gamma((light + noise).clamp_(0, 1))
     noisy = torch.where(tone > 0, noisy * noisy * (3 - 2 * noisy), noisy)
-    return jpeg.compress(noisy, [c.quality for c in cameras], [c.origin for c in cameras])
+    files = jpeg.compress(noisy, [c.quality for c in cameras], [c.origin for c in cameras])
+    return torch.where(lossy > 0, files, noisy.mul(255).round_().div_(255))
 
 
 def _linear(srgb: Tensor) -> Tensor:

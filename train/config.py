@@ -52,8 +52,9 @@ class CameraConfig:
 
     share         of the clean photos' crops that get it; 0: none. Only for colour.
     shot          variance of the sensor's noise per unit of light, in which white is 1, evenly in its logarithm. The
-                  noise in the dark follows from it. Both are the cameras' of the Darmstadt data set (Brooks et al.,
-                  Unprocessing images for learned raw denoising, CVPR 2019).
+                  noise in the dark follows from it. From 1e-4 on both are the cameras' of the Darmstadt data set
+                  (Brooks et al., Unprocessing images for learned raw denoising, CVPR 2019); less is what good light
+                  and scaling down leave, which a network must see to leave such photos as they are.
     exposure, red_gain, blue_gain
                   gains of brightening and white balance (Brooks et al.)
     saturation    s of the colour matrix (1 + s) I - s/3, whose diagonal is 1 + 2s/3; those of the four cameras in
@@ -62,11 +63,12 @@ class CameraConfig:
     luma_blur, chroma_blur
                   standard deviation in pixels of the smoothing by the camera's own noise reduction. The ranges give
                   noise as correlated as that of PolyU's training scenes (docs/data.md).
+    jpeg          share of the photos that are JPEG files; the others are whole 8-bit levels as they are
     quality       of the JPEG file, 1 to 100; PolyU's photos have 75
     """
 
     share: float = 0.0
-    shot: tuple[float, ...] = (1e-4, 1.2e-2)
+    shot: tuple[float, ...] = (5e-6, 1.2e-2)
     exposure: tuple[float, ...] = (1.0, 1.6)
     red_gain: tuple[float, ...] = (1.9, 2.4)
     blue_gain: tuple[float, ...] = (1.5, 1.9)
@@ -74,6 +76,7 @@ class CameraConfig:
     tone: float = 0.5
     luma_blur: tuple[float, ...] = (0.0, 1.0)
     chroma_blur: tuple[float, ...] = (0.0, 3.0)
+    jpeg: float = 0.8
     quality: tuple[int, ...] = (60, 100)
 
 
@@ -260,6 +263,7 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
                 ("data.pair_share", data.pair_share),
                 ("camera.share", camera.share),
                 ("camera.tone", camera.tone),
+                ("camera.jpeg", camera.jpeg),
             )
         ),
         *(

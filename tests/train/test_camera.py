@@ -28,6 +28,7 @@ PLAIN = Camera(
     luma_blur=0.0,
     chroma_blur=0.0,
     bayer=(0, 0),
+    jpeg=True,
     quality=100,
     origin=(0, 0),
 )
@@ -71,6 +72,7 @@ def test_cameras_fill_their_ranges_and_shot_noise_is_even_in_its_logarithm() -> 
     assert {c.bayer for c in cameras} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert {c.origin[0] for c in cameras} == {c.origin[1] for c in cameras} == set(range(16))
     assert np.mean([c.tone for c in cameras]) == pytest.approx(config.tone, abs=0.04)
+    assert np.mean([c.jpeg for c in cameras]) == pytest.approx(config.jpeg, abs=0.04)
     assert all(1.9 <= c.red_gain / c.green_gain <= 2.4 and 1.5 <= c.blue_gain / c.green_gain <= 1.9 for c in cameras)
 
 
@@ -82,6 +84,21 @@ def test_without_noise_the_photo_comes_back_as_a_fine_jpeg_of_it(photo: Tensor, 
     noisy = add_camera_noise(photo, [camera], [1])
     assert (noisy - photo).mul(255).abs().mean() < 1.2  # the subsampled chroma
     assert abs(float((noisy - photo).mean())) < 2e-4
+
+
+@pytest.mark.parametrize("tone", [False, True])
+def test_without_noise_and_jpeg_the_photo_comes_back(photo: Tensor, tone: bool) -> None:
+    camera = replace(PLAIN, read=0.0, red_gain=2.5, green_gain=1.3, saturation=0.8, tone=tone, jpeg=False, quality=1)
+    files = add_camera_noise(photo.repeat(2, 1, 1, 1), [camera, replace(camera, jpeg=True)], [1, 1])
+    assert ((files[0] - photo[0]).abs() < 0.5 / 255).all()
+    assert (files[1] - photo[0]).abs().mean() > 0.02
+
+
+def test_the_weakest_noise_is_what_is_left_of_good_light() -> None:
+    """Less than the rounding of 8 bits, so that networks learn to leave such photos as they are."""
+    (shot, _), gray = CameraConfig().shot, flat(*(128 / 255,) * 3)
+    weakest = replace(PLAIN, shot=shot, read=0.0, red_gain=2.0, blue_gain=1.7, jpeg=False)
+    assert float((add_camera_noise(gray, [weakest], [0]) - gray).std()) < 0.5 / 255
 
 
 def test_the_variance_is_a_line_in_the_light(linear_noise: Noise) -> None:
