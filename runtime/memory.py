@@ -3,7 +3,7 @@
 from common.host_memory import free_bytes
 
 BYTES_A_PIXEL = 6500
-"""SADNet's in fp32, at most: on a CPU ONNX Runtime was measured to need 6.0 KB, at 256x256 and 512x512, PyTorch 5.3 KB
+"""SADNet's in fp32, at most: on a CPU ONNX Runtime was measured to need 6.0 KB, at 256x256 and 512x512, PyTorch 3.8 KB
 at 512x512 (tests/runtime/test_seams.py). A GPU needs less: at 1920x1080 1.3 KB in fp16 and 4.9 KB by PyTorch in fp32
 (docs/results/benchmark_gpu.json)."""
 SHARE = 2

@@ -62,8 +62,8 @@ class TorchEngine(Engine):
 
     Args:
         network: takes and gives N,C,H,W images in [0, 1], of the type of its parameters; it is put into evaluation mode
-            and, on a GPU, into channels_last order. What the method `residual` of its class gives, as SADNet's, is
-            added to the images in fp32.
+            and into channels_last order. What the method `residual` of its class gives, as SADNet's, is added to the
+            images in fp32.
         graphs: on a GPU, run a shape that is seen again as a CUDA graph. False is for networks that cannot be captured
             or, as `torch.compile(network, mode="max-autotune")`, bring graphs of their own.
     """
@@ -76,12 +76,10 @@ class TorchEngine(Engine):
         self._residual: Callable[[Tensor], Tensor] | None = (
             getattr(network, "residual", None) if hasattr(type(network), "residual") else None
         )
-        self._order = torch.contiguous_format
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in stubs
         self._cuda: _Cuda | None = None
         place = "CPU"
         if self.device.type == "cuda":
-            self._order = torch.channels_last
-            network.to(memory_format=self._order)  # type: ignore[call-overload]  # missing in stubs
             self._cuda = _Cuda(self.device)
             place = torch.cuda.get_device_name(self.device)
         self.name = f"PyTorch {torch.__version__}, {place}" + (", fp16" if self.dtype == torch.float16 else "")
@@ -191,7 +189,9 @@ class TorchEngine(Engine):
     def _denoise(self, images: Tensor) -> Tensor:
         """Images of either kind, beside the network, to the same kind."""
         is_bytes = images.dtype == torch.uint8
-        x = (images.permute(0, 3, 1, 2).float() / 255 if is_bytes else images).contiguous(memory_format=self._order)
+        x = (images.permute(0, 3, 1, 2).float() / 255 if is_bytes else images).contiguous(
+            memory_format=torch.channels_last
+        )
         fed = x.to(self.dtype)
         y: Tensor = self.network(fed).float() if self._residual is None else x + self._residual(fed)
         return y.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1) if is_bytes else y
