@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from train import jpeg
@@ -73,6 +74,13 @@ def draw_camera(config: CameraConfig, rng: np.random.Generator) -> Camera:
         quality=int(rng.integers(config.quality[0], config.quality[1] + 1)),
         origin=(int(rng.integers(jpeg.MCU)), int(rng.integers(jpeg.MCU))),
     )
+
+
+def photographed(clean: NDArray[np.float32], config: CameraConfig, seed: int) -> NDArray[np.float32]:
+    """The noisy photo that a camera drawn by `seed` takes of clean (H, W, 3) sRGB in [0, 1]."""
+    camera = draw_camera(config, np.random.default_rng(seed))
+    batch = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)[None]))
+    return add_camera_noise(batch, [camera], [seed])[0].numpy().transpose(1, 2, 0)
 
 
 def add_camera_noise(clean: Tensor, cameras: Sequence[Camera], seeds: Sequence[int]) -> Tensor:

@@ -1,13 +1,16 @@
-"""PSNR and SSIM of a model on clean images with white noise and on real pairs, for weights and what the runtime opens.
+"""PSNR and SSIM of a model on clean images with noise and on real pairs, for weights and what the runtime opens.
 
     python train/evaluate.py --engine assets/blind_color.onnx --data Kodak24 --sigma 30 50 70
     python train/evaluate.py --engine runs/blind_color/weights.safetensors --data CBSD68 --sigma 50 --protocol float
     python train/evaluate.py --engine runs/real/weights.safetensors --data CC SIDD_Validation
+    python train/evaluate.py --engine runs/real/weights.safetensors --data Kodak24 --sigma 0 --camera
 
 Folders that hold pairs are known by their files' names (`train/datasets.py`); their noise is what it is. The protocol
 for clean images: 8-bit images in the order of their names; white Gaussian noise from a generator seeded with
 1000*sigma + the image's place; `clip8` clips and rounds the noisy image to 8 bits, as a user's file is, `float` does
-neither, as most papers do; scores on the output clipped to [0, 1], not quantised, averaged over the images.
+neither, as most papers do; scores on the output clipped to [0, 1], not quantised, averaged over the images. Sigma 0
+tells what a model takes from a clean photo; `--camera` gives each image the noise of a camera (`train/camera.py`) drawn
+by its place.
 """
 
 import json
@@ -16,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +41,8 @@ from runtime.denoiser import Denoiser
 from runtime.tiles import TILE
 
 with cli.needs("dev", __name__):
+    from train.camera import photographed
+    from train.config import CameraConfig
     from train.datasets import find, parse
     from train.examples import Example, read
     from train.noise import protocol_noise
@@ -128,20 +134,33 @@ def evaluate(denoiser: Denoiser, images: TestSet, sigma: float, protocol: Protoc
 def evaluate_pairs(denoiser: Denoiser, pairs: Iterable[Example], limit: int | None = None) -> dict[str, Any]:
     """A row of a table for 8-bit pairs, the first `limit` of them: means over them, and each one's figures, of the
     noisy image and of the denoised one."""
+    images = islice((image for example in pairs for image in read(example)), limit)
+    scaled = ((name, *(np.asarray(i, np.float32) / np.float32(255) for i in pair)) for name, *pair in images)
+    return {"protocol": "pairs", **_before_and_after(denoiser, scaled)}
+
+
+def evaluate_camera(denoiser: Denoiser, images: TestSet) -> dict[str, Any]:
+    """The same for clean colour images, each with the noise of a camera that is drawn by its place."""
+    config = CameraConfig()
+    photos = ((name, photographed(clean, config, index), clean) for index, (name, clean) in enumerate(images))
+    return {"protocol": "camera", **_before_and_after(denoiser, photos)}
+
+
+def _before_and_after(denoiser: Denoiser, images: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """Of (name, noisy, clean), in [0, 1]."""
     each: list[dict[str, Any]] = []
     seconds = 0.0
-    for name, *images in islice((image for example in pairs for image in read(example)), limit):
-        noisy, clean = (np.asarray(image, np.float32) / np.float32(255) for image in images)
+    for name, noisy, clean in images:
         begun = time.perf_counter()
         output = denoiser.denoise(noisy)
         seconds += time.perf_counter() - begun
         scores = {"psnr": psnr(output, clean), "ssim": ssim(output, clean)}
         each.append({"image": name, **scores, "noisy_psnr": psnr(noisy, clean), "noisy_ssim": ssim(noisy, clean)})
     means = {key: float(np.mean([e[key] for e in each])) for key in ("psnr", "ssim", "noisy_psnr", "noisy_ssim")}
-    return {"protocol": "pairs", **means, "seconds": seconds, "images": each}
+    return {**means, "seconds": seconds, "images": each}
 
 
-app = cli.application("PSNR and SSIM of a model on clean images with white Gaussian noise, and on real pairs.")
+app = cli.application("PSNR and SSIM of a model on clean images with noise, and on real pairs.")
 
 
 @app.command()
@@ -151,6 +170,7 @@ def main(
     sigma: Annotated[
         list[float] | None, typer.Option(help="noise levels for clean images, on the scale 0 to 255 (one or more)")
     ] = None,
+    camera: Annotated[bool, typer.Option("--camera", help="the noise of cameras on clean colour images")] = False,
     protocol: Annotated[
         Protocol, typer.Option(help="noise clipped and rounded to 8 bits, or neither")
     ] = Protocol.CLIP8,
@@ -169,17 +189,21 @@ def main(
     folders = {text: parse(text)[1] for text in data}
     pairs = {folders[text]: found for text in data if (found := pairs_of(text))}
     sets = {folder: clean_images(folder)[: limit or None] for folder in folders.values() if folder not in pairs}
-    if bool(sets) != bool(levels):
+    if bool(sets) != bool(levels or camera):
         wanted = f"noise levels for the clean images of {next(iter(sets))}" if sets else "none, the pairs have noise"
-        raise InputError(f"--sigma: expected {wanted}, found {levels or 'none'}")
+        raise InputError(f"--sigma: expected {wanted}, found {levels or ('--camera' if camera else 'none')}")
+    for folder, images in sets.items() if camera else ():
+        for name, image in images:
+            if image.ndim < 3 or min(image.shape[:2]) < 3:
+                raise InputError(f"--camera: expected colour images of 3x3 pixels or more, found {folder / name}")
     rows: list[dict[str, Any]] = []
     with open_denoiser(engine, threads) as denoiser:
         runs_on = denoiser.engine.name
         title = f"{engine} ({runs_on})"
         white = Table("set", "images", *(f"sigma {s:g}" for s in levels), title=escape(f"{title}, {protocol}"))
-        real = Table("set", "pairs", "noisy", "denoised", title=escape(title))
+        real = Table("set", "images", "noisy", "denoised", title=escape(title))
         with Progress(disable=not sys.stderr.isatty(), transient=True, console=Console(stderr=True)) as progress:
-            task = progress.add_task("evaluating", total=len(sets) * len(levels) + len(pairs))
+            task = progress.add_task("evaluating", total=len(sets) * (len(levels) + camera) + len(pairs))
             for folder, images in sets.items():
                 cells = []
                 for level in levels:
@@ -187,12 +211,16 @@ def main(
                     rows.append(row)
                     cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}")
                     progress.advance(task)
-                white.add_row(escape(folder.resolve().name), str(len(images)), *cells)
-            for folder, examples in pairs.items():
-                row = {"set": folder.resolve().name, **evaluate_pairs(denoiser, examples, limit or None)}
+                if levels:
+                    white.add_row(escape(folder.resolve().name), str(len(images)), *cells)
+            jobs = [(folder, partial(evaluate_camera, images=images)) for folder, images in sets.items() if camera]
+            jobs += [(folder, partial(evaluate_pairs, pairs=p, limit=limit or None)) for folder, p in pairs.items()]
+            for folder, job in jobs:
+                row = {"set": folder.resolve().name, **job(denoiser)}
                 rows.append(row)
                 cells = [f"{row[f'{of}psnr']:.2f} / {row[f'{of}ssim']:.4f}" for of in ("noisy_", "")]
-                real.add_row(escape(folder.resolve().name), str(len(row["images"])), *cells)
+                name = row["set"] + (", noise of cameras" if row["protocol"] == "camera" else "")
+                real.add_row(escape(name), str(len(row["images"])), *cells)
                 progress.advance(task)
     for table in (table for table in (white, real) if table.row_count):
         Console().print(table)

@@ -3,10 +3,9 @@
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from train.camera import add_camera_noise, draw_camera
+from train.camera import photographed
 from train.config import TrainConfig
 from train.data import Bank
 from train.noise import protocol_noise
@@ -41,8 +40,6 @@ def held_out(
         noisy, clean = np.split(scaled, 2, axis=2)
         return noisy, clean
     if noise == "camera":
-        drawn = draw_camera(config.camera, np.random.default_rng(index))
-        batch = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)[None]))
-        return add_camera_noise(batch, [drawn], [index])[0].numpy().transpose(1, 2, 0), scaled
+        return photographed(scaled, config.camera, index), scaled
     assert isinstance(noise, float)
     return protocol_noise(scaled, noise, index, clip8=config.noise.clip8), scaled

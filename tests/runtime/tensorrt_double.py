@@ -102,7 +102,9 @@ class CudaEngine:
     def __init__(self, world: World, sidecar: dict[str, Any], network: Network, log: Log) -> None:
         self.world, self.network, self.log = world, network, log
         (tensor,) = sidecar["inputs"]
-        self.tensors = {tensor["name"]: tensor for tensor in (*sidecar["inputs"], *sidecar["outputs"])}
+        self.tensors: dict[str, dict[str, Any]] = {
+            tensor["name"]: tensor for tensor in (*sidecar["inputs"], *sidecar["outputs"])
+        }
         self.modes = {tensor["name"]: side for side in ("inputs", "outputs") for tensor in sidecar[side]}
         self.num_io_tensors = len(self.tensors)
         self.dtype = np.dtype(tensor["type"])

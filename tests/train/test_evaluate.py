@@ -112,6 +112,13 @@ def test_gray_images_go_through_a_colour_model(onnx_file: Path, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
 
 
+def test_sigma_0_is_the_clean_image(weights: Path, photos: Path, tmp_path: Path) -> None:
+    result = evaluate(weights, photos, "--sigma", "0", "--json", str(tmp_path / "out.json"))
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["psnr"] == pytest.approx(restated(load_weights(weights), photos, 0, True)[0], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -13,6 +13,8 @@ from scipy.io import savemat  # type: ignore[import-untyped]  # scipy has no ann
 from common import cli
 from common.metrics import psnr, ssim
 from runtime import Denoiser
+from train.camera import photographed
+from train.config import CameraConfig
 from train.evaluate import app
 
 ENGINE = Path(__file__).resolve().parents[2] / "assets/blind_color.onnx"
@@ -79,6 +81,29 @@ def test_pairs_and_clean_images_go_in_one_call_and_a_limit_counts_for_both(cc: P
     ]
 
 
+def test_clean_images_get_the_noise_of_cameras_by_their_place(
+    cc: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clean").mkdir()
+    for i, name in enumerate(("b.png", "a.png")):
+        cv2.imwrite(str(tmp_path / "clean" / name), scene(i, 40, 32)[1][..., ::-1])
+    options = ("--data", cc, tmp_path / "clean", "--camera", "--json", tmp_path / "out.json")
+    assert evaluate(*options) == 0
+    out = capfd.readouterr().out
+    row, pairs = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (row["set"], row["protocol"], pairs["protocol"]) == ("clean", "camera", "pairs")
+    assert [each["image"] for each in row["images"]] == ["a.png", "b.png"]
+    assert "clean, noise of cameras" in out
+    assert "sigma" not in out
+    with Denoiser(ENGINE, threads=1) as denoiser:
+        for i, each in enumerate(row["images"]):
+            clean = scene(1 - i, 40, 32)[1].astype(np.float32) / np.float32(255)
+            noisy = photographed(clean, CameraConfig(), i)
+            found = [f(image, clean) for image in (noisy, denoiser.denoise(noisy)) for f in (psnr, ssim)]
+            assert [each[key] for key in ("noisy_psnr", "noisy_ssim", "psnr", "ssim")] == pytest.approx(found, abs=1e-4)
+    assert row["psnr"] == pytest.approx(np.mean([each["psnr"] for each in row["images"]]))
+
+
 def test_sidds_validation_blocks_are_scored(tmp_path: Path) -> None:
     pairs = [scene(i, 16, 16) for i in range(4)]
     for kind, images in zip(("Noisy", "Gt"), zip(*pairs, strict=True), strict=True):
@@ -93,11 +118,15 @@ def test_sidds_validation_blocks_are_scored(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_one_line(cc: Path, tmp_path: Path, one_error: Callable[[], str]) -> None:
     (tmp_path / "clean").mkdir()
     cv2.imwrite(str(tmp_path / "clean/a.png"), scene(3, 24, 24)[1])
+    (tmp_path / "gray").mkdir()
+    cv2.imwrite(str(tmp_path / "gray/a.png"), scene(3, 24, 24)[1][..., 0])
     (tmp_path / "dnd/images_srgb").mkdir(parents=True)
     (tmp_path / "dnd/images_srgb/0001.mat").touch()
     for options, expected in (
         (("--data", cc, "--sigma", "50"), "--sigma: expected none, the pairs have noise, found [50.0]"),
+        (("--data", cc, "--camera"), "--sigma: expected none, the pairs have noise, found --camera"),
         (("--data", tmp_path / "clean"), "--sigma: expected noise levels for the clean images of"),
+        (("--data", tmp_path / "gray", "--camera"), "--camera: expected colour images of 3x3 pixels or more, found"),
         (("--data", tmp_path / "dnd"), "train/dnd.py"),
         (("--data", f"sidd={cc}"), "expected sidd"),
     ):
