@@ -1,7 +1,7 @@
-"""Denoise the bundled sample photo and measure it against its clean original: what `make demo` runs.
+"""Denoise the bundled photos, one of a camera and one with white noise, and measure the second: what `make demo` runs.
 
 python runtime/demo.py
-python runtime/demo.py --noisy mine_noisy.png --clean mine.png --output demo
+python runtime/demo.py --photo mine.jpg --noisy mine_noisy.png --clean mine.png --output demo
 """
 
 import time
@@ -22,35 +22,46 @@ from runtime.denoiser import Denoiser
 DEMO = Path("demo")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
-app = application("Denoise the sample photo, print PSNR and seconds, write a side-by-side picture.")
+app = application("Denoise the sample photos, print PSNR and seconds, write side-by-side pictures.")
 
 
 @app.command()
 def demo(
-    noisy: Annotated[Path, typer.Option(help="Noisy photo.")] = ASSETS / "astronaut_noisy.png",
+    photo: Annotated[Path, typer.Option(help="Photo of a camera, for `real_color`.")] = ASSETS / "rio.jpg",
+    noisy: Annotated[Path, typer.Option(help="Photo with white noise.")] = ASSETS / "astronaut_noisy.png",
     clean: Annotated[Path, typer.Option(help="Its clean original.")] = ASSETS / "astronaut_clean.png",
-    engine: Annotated[Path, typer.Option(help="Model file: .onnx.")] = ASSETS / "blind_color.onnx",
+    engine: Annotated[Path, typer.Option(help="Model file for white noise: .onnx.")] = ASSETS / "blind_color.onnx",
     output: Annotated[Path, typer.Option(help="Folder; in the default one, earlier files are replaced.")] = DEMO,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in another folder, too.")] = False,
 ) -> None:
-    """Denoise the sample photo, print PSNR and seconds, write a side-by-side picture."""
-    before, original = rgb8(read_picture(noisy)), rgb8(read_picture(clean))
+    """Denoise the sample photos, print PSNR and seconds, write side-by-side pictures."""
+    taken, before, original = (rgb8(read_picture(path)) for path in (photo, noisy, clean))
     if before.shape != original.shape:
         raise InputError(f"expected photos of one size, found {_size(before)} in {noisy}, {_size(original)} in {clean}")
+    overwrite = overwrite or output == DEMO
+
+    def write(name: str, picture: NDArray[np.uint8]) -> None:
+        write_picture(output / name, Picture(picture), overwrite=overwrite)
+
+    restored = _denoise(ASSETS / "real_color.onnx", taken)
+    write("photo_side_by_side.jpg", _side_by_side({"photo": taken, "denoised": restored}))
+    after = _denoise(engine, before)
+    write("denoised.png", after)
+    write("side_by_side.jpg", _side_by_side({"noisy": before, "denoised": after, "clean": original}))
+    print(f"PSNR noisy    {psnr(before / 255, original / 255):6.2f} dB")
+    print(f"PSNR denoised {psnr(after / 255, original / 255):6.2f} dB")
+    print(f"wrote {output / 'photo_side_by_side.jpg'}, {output / 'side_by_side.jpg'} and {output / 'denoised.png'}")
+
+
+def _denoise(engine: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     began = time.perf_counter()
     with Denoiser(engine) as denoiser:
         loaded = time.perf_counter()
-        after = denoiser.denoise(before)
+        result = denoiser.denoise(image)
         ended = time.perf_counter()
-        print(f"{denoiser.engine.name}: loaded in {loaded - began:.2f} s")
-    overwrite = overwrite or output == DEMO
-    pictures = {"noisy": before, "denoised": after, "clean": original}
-    write_picture(output / "denoised.png", Picture(after), overwrite=overwrite)
-    write_picture(output / "side_by_side.jpg", Picture(_side_by_side(pictures)), overwrite=overwrite)
-    print(f"denoised {_size(before)} in {ended - loaded:.2f} s")
-    print(f"PSNR noisy    {psnr(before / 255, original / 255):6.2f} dB")
-    print(f"PSNR denoised {psnr(after / 255, original / 255):6.2f} dB")
-    print(f"wrote {output / 'denoised.png'} and {output / 'side_by_side.jpg'}")
+        print(f"{engine.name}, {denoiser.engine.name}: loaded in {loaded - began:.2f} s")
+    print(f"denoised {_size(image)} in {ended - loaded:.2f} s")
+    return result
 
 
 def _side_by_side(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from common.images import Picture, encode_picture, read_picture, write_picture
+from runtime import Denoiser
 from tests.runtime.commands import ROOT, photo, script, tree
 
 WriteModel = Callable[..., Path]
@@ -225,7 +226,9 @@ def test_the_demo_measures_and_draws(tmp_path: Path, write_model: WriteModel) ->
     noisy = np.clip(clean + np.random.default_rng(0).normal(0, 30, clean.shape), 0, 255).astype(np.uint8)
     write_picture(tmp_path / "clean.png", Picture(clean), overwrite=False)
     write_picture(tmp_path / "noisy.png", Picture(noisy), overwrite=False)
+    photo(tmp_path / "other.png")
     arguments = ["--noisy", tmp_path / "noisy.png", "--clean", tmp_path / "clean.png", "--engine", blur]
+    arguments += ["--photo", tmp_path / "other.png"]
     result = script("demo.py", *arguments, "--output", tmp_path / "demo")
     assert (result.returncode, result.stderr) == (0, "")
     again = script("demo.py", *arguments, "--output", tmp_path / "demo")  # only its own folder's files are replaced
@@ -236,7 +239,14 @@ def test_the_demo_measures_and_draws(tmp_path: Path, write_model: WriteModel) ->
     assert after > before + 4
     assert read_picture(tmp_path / "demo" / "denoised.png").pixels.shape == clean.shape
     assert read_picture(tmp_path / "demo" / "side_by_side.jpg").pixels.shape == (120, 300, 3)
-    photo(tmp_path / "other.png")
+    sides = read_picture(tmp_path / "demo" / "photo_side_by_side.jpg").pixels.astype(int)
+    taken = read_picture(tmp_path / "other.png").pixels.astype(np.uint8)
+    with Denoiser(ROOT / "assets" / "real_color.onnx") as denoiser:
+        restored = denoiser.denoise(taken)
+    unlabelled = slice(32, None)
+    assert np.abs(restored[unlabelled].astype(int) - taken[unlabelled]).mean() > 8
+    for side, expected in ((sides[:, :53], taken), (sides[:, 53:], restored)):
+        assert np.abs(side[unlabelled] - expected[unlabelled]).mean() < 4  # JPEG's
     result = script("demo.py", "--noisy", tmp_path / "other.png", *arguments[2:], "--output", tmp_path / "demo")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "photos of one size, found 53x37" in result.stderr
