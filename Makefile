@@ -1,4 +1,4 @@
-# make demo       a fresh clone to a denoised sample photo, on a CPU
+# make demo       a fresh clone to two denoised sample photos, on a CPU
 # make test       format, lint, types and tests; none needs a GPU
 # make test-slow  the minutes-long tests
 # make tables     DATA=folder: the bundled models on the test sets below it, into docs/results.md

@@ -14,7 +14,7 @@ import typer
 from numpy.typing import NDArray
 
 from common.cli import application, run
-from common.errors import InputError
+from common.errors import InputError, OutputError
 from common.images import Picture, read_picture, rgb8, write_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
@@ -39,18 +39,22 @@ def demo(
     if before.shape != original.shape:
         raise InputError(f"expected photos of one size, found {_size(before)} in {noisy}, {_size(original)} in {clean}")
     overwrite = overwrite or output == DEMO
-
-    def write(name: str, picture: NDArray[np.uint8]) -> None:
-        write_picture(output / name, Picture(picture), overwrite=overwrite)
-
+    files = [output / name for name in ("photo_side_by_side.jpg", "side_by_side.jpg", "denoised.png")]
+    for path in files:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists already: pass --overwrite to replace it, or choose another --output")
     restored = _denoise(ASSETS / "real_color.onnx", taken)
-    write("photo_side_by_side.jpg", _side_by_side({"photo": taken, "denoised": restored}))
     after = _denoise(engine, before)
-    write("denoised.png", after)
-    write("side_by_side.jpg", _side_by_side({"noisy": before, "denoised": after, "clean": original}))
+    pictures = (
+        _side_by_side({"photo": taken, "denoised": restored}),
+        _side_by_side({"noisy": before, "denoised": after, "clean": original}),
+        after,
+    )
+    for path, picture in zip(files, pictures, strict=True):
+        write_picture(path, Picture(picture), overwrite=overwrite)
     print(f"PSNR noisy    {psnr(before / 255, original / 255):6.2f} dB")
     print(f"PSNR denoised {psnr(after / 255, original / 255):6.2f} dB")
-    print(f"wrote {output / 'photo_side_by_side.jpg'}, {output / 'side_by_side.jpg'} and {output / 'denoised.png'}")
+    print(f"wrote {', '.join(map(str, files))}")
 
 
 def _denoise(engine: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

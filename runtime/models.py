@@ -71,5 +71,5 @@ def _noise(config: dict[str, Any], cameras: float) -> str:
     """What the training configuration says of white noise and of cameras'."""
     pictures, noise = {1: "gray", 3: "colour"}[config["model"]["channels"]], config["noise"]
     white = f"white Gaussian noise of sigma {noise['sigma_min']:g} to {noise['sigma_max']:g} (of 255)"
-    kinds = [white] * (cameras < 1) + ["noise of cameras, with JPEG"] * (cameras > 0)
+    kinds = [white] * (cameras < 1) + ["noise of cameras"] * (cameras > 0)
     return f"{pictures} pictures with {' or '.join(kinds)}"

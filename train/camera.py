@@ -45,9 +45,9 @@ class Camera:
     luma_blur: float  # standard deviation in pixels
     chroma_blur: float
     bayer: tuple[int, int]  # row and column, 0 or 1, of the photo's first pixel in the mosaic; red is at 0, 0
-    jpeg: bool  # whether the photo is a JPEG file
-    quality: int  # of that file
+    quality: int  # of the JPEG file
     origin: tuple[int, int]  # of the crop in the JPEG's grid
+    jpeg: bool  # whether the photo is a JPEG file at all
 
 
 def draw_camera(config: CameraConfig, rng: np.random.Generator) -> Camera:
@@ -70,9 +70,9 @@ def draw_camera(config: CameraConfig, rng: np.random.Generator) -> Camera:
         luma_blur=between(config.luma_blur),
         chroma_blur=between(config.chroma_blur),
         bayer=(int(rng.integers(2)), int(rng.integers(2))),
-        jpeg=bool(rng.random() < config.jpeg),
         quality=int(rng.integers(config.quality[0], config.quality[1] + 1)),
         origin=(int(rng.integers(jpeg.MCU)), int(rng.integers(jpeg.MCU))),
+        jpeg=bool(rng.random() < config.jpeg),
     )
 
 

@@ -10,7 +10,7 @@ for clean images: 8-bit images in the order of their names; white Gaussian noise
 1000*sigma + the image's place; `clip8` clips and rounds the noisy image to 8 bits, as a user's file is, `float` does
 neither, as most papers do; scores on the output clipped to [0, 1], not quantised, averaged over the images. Sigma 0
 tells what a model takes from a clean photo; `--camera` gives each image the noise of a camera (`train/camera.py`) drawn
-by its place.
+by its place from the ranges of `train/config.py`, as whole 8-bit levels.
 """
 
 import json
@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from itertools import islice
@@ -143,7 +144,7 @@ def evaluate_camera(denoiser: Denoiser, images: TestSet) -> dict[str, Any]:
     """The same for clean colour images, each with the noise of a camera that is drawn by its place."""
     config = CameraConfig()
     photos = ((name, photographed(clean, config, index), clean) for index, (name, clean) in enumerate(images))
-    return {"protocol": "camera", **_before_and_after(denoiser, photos)}
+    return {"protocol": "camera", "camera": asdict(config), **_before_and_after(denoiser, photos)}
 
 
 def _before_and_after(denoiser: Denoiser, images: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
@@ -190,8 +191,10 @@ def main(
     pairs = {folders[text]: found for text in data if (found := pairs_of(text))}
     sets = {folder: clean_images(folder)[: limit or None] for folder in folders.values() if folder not in pairs}
     if bool(sets) != bool(levels or camera):
-        wanted = f"noise levels for the clean images of {next(iter(sets))}" if sets else "none, the pairs have noise"
-        raise InputError(f"--sigma: expected {wanted}, found {levels or ('--camera' if camera else 'none')}")
+        wanted = f"noise for the clean images of {next(iter(sets))}" if sets else "none, the pairs have noise"
+        raise InputError(
+            f"--sigma or --camera: expected {wanted}, found {levels or ('--camera' if camera else 'none')}"
+        )
     for folder, images in sets.items() if camera else ():
         for name, image in images:
             if image.ndim < 3 or min(image.shape[:2]) < 3:

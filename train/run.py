@@ -171,7 +171,8 @@ def _plan(asked: Asked, processes: int) -> Plan:
 def _validation(settings: TrainConfig) -> tuple[object, ...]:
     """What a validation's PSNR depends on, but for the weights."""
     data, run = settings.data, settings.run
-    return data.folders, data.holdout, run.validation_sigmas, run.validation_crop, settings.noise.clip8
+    noise = run.validation_sigmas, settings.noise.clip8, settings.camera
+    return data.folders, data.holdout, run.validation_crop, noise
 
 
 def _branch(step: int, length: int | None) -> list[str]:

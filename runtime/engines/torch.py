@@ -62,8 +62,8 @@ class TorchEngine(Engine):
 
     Args:
         network: takes and gives N,C,H,W images in [0, 1], of the type of its parameters; it is put into evaluation mode
-            and into channels_last order. What the method `residual` of its class gives, as SADNet's, is added to the
-            images in fp32.
+            and into channels_last order, in which it is fed. What the method `residual` of its class gives, as
+            SADNet's, is added to the images in fp32.
         graphs: on a GPU, run a shape that is seen again as a CUDA graph. False is for networks that cannot be captured
             or, as `torch.compile(network, mode="max-autotune")`, bring graphs of their own.
     """

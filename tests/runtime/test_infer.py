@@ -232,7 +232,7 @@ def test_the_demo_measures_and_draws(tmp_path: Path, write_model: WriteModel) ->
     result = script("demo.py", *arguments, "--output", tmp_path / "demo")
     assert (result.returncode, result.stderr) == (0, "")
     again = script("demo.py", *arguments, "--output", tmp_path / "demo")  # only its own folder's files are replaced
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert (again.returncode, again.stderr.count("\n"), again.stdout) == (2, 1, "")
     assert script("demo.py", *arguments, "--output", tmp_path / "demo", "--overwrite").returncode == 0
     before, after = (float(line.split()[2]) for line in result.stdout.splitlines() if line.startswith("PSNR"))
     assert before == pytest.approx(18.6, abs=0.3)

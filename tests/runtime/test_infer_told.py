@@ -87,7 +87,7 @@ def test_models_by_name(tmp_path: Path) -> None:
     result = script("infer.py", "--list-models")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search("^blind_color +.*white Gaussian noise of sigma 0 to 75 \\(of 255\\)$", result.stdout, re.MULTILINE)
-    assert re.search("^real_color +.*noise of cameras, with JPEG \\(the default\\)$", result.stdout, re.MULTILINE)
+    assert re.search("^real_color +.*noise of cameras \\(the default\\)$", result.stdout, re.MULTILINE)
     source = photo(tmp_path / "a.png")
     for number, choice in enumerate(((), ("--model", "real_color"), ("--engine", infer.DEFAULT_ENGINE))):
         result = script("infer.py", source, *choice, "--output", tmp_path / f"{number}.png")

@@ -28,9 +28,9 @@ def test_cards_say_which_noise_a_model_is_for(tmp_path: Path) -> None:
     (tmp_path / "stray.json").write_text("{}")
     (tmp_path / "stray.onnx.part").touch()
     assert {model.name: model.noise for model in bundled_models(tmp_path)} == {
-        "gray": "gray pictures with white Gaussian noise of sigma 5 to 50 (of 255) or noise of cameras, with JPEG",
+        "gray": "gray pictures with white Gaussian noise of sigma 5 to 50 (of 255) or noise of cameras",
         "other": "rain",
-        "real": "gray pictures with noise of cameras, with JPEG",
+        "real": "gray pictures with noise of cameras",
         "white": "gray pictures with white Gaussian noise of sigma 5 to 50 (of 255)",
     }
     assert model_file("real", tmp_path) == tmp_path / "real.onnx"

@@ -161,7 +161,7 @@ def test_a_closed_engine_says_so(plans: Path) -> None:
 
 
 def test_a_plan_that_is_not_as_its_sidecar_says_is_refused(plans: Path) -> None:
-    """The input's buffer or the output's would be too small, or there is none of the name."""
+    """The input's buffer or the output's would be too small, none of the name, of the other end, or one too many."""
     plan = write_plan(plans / "b.plan", SMALL, SMALL, io="uint8")
     contents = json.loads(plan.read_text())
     changes = (
@@ -170,9 +170,15 @@ def test_a_plan_that_is_not_as_its_sidecar_says_is_refused(plans: Path) -> None:
         {"name": ""},
         {"name": "another"},
     )
-    for side, change in itertools.product(("inputs", "outputs"), changes):
-        changed = contents | {side: [contents[side][0] | change]}
-        plan.write_text(json.dumps(changed))
+    plans_contents = [
+        {side: [contents[side][0] | change]} for side, change in itertools.product(("inputs", "outputs"), changes)
+    ]
+    plans_contents += [
+        {"inputs": contents["outputs"], "outputs": contents["inputs"]},
+        {"outputs": [*contents["outputs"], contents["outputs"][0] | {"name": "another"}]},
+    ]
+    for changed in plans_contents:
+        plan.write_text(json.dumps(contents | changed))
         path = plans / "b.plan.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"plan_sha256": sha256(plan)}))
         with machine(World()), pytest.raises(ModelError, match="as its sidecar says, found"):

@@ -89,6 +89,12 @@ def test_bytes_become_what_their_floats_do() -> None:
     np.testing.assert_array_equal(engine.run(images), from_io(floats, np.dtype(np.uint8)))
 
 
+def test_weights_are_channels_last_too() -> None:
+    network = nn.Conv2d(3, 3, 3)
+    TorchEngine(network, 3)
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_images_are_left_as_they_are() -> None:
     images = batch(0, (1, 3, 8, 8))
     images.flags.writeable = False

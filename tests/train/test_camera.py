@@ -28,9 +28,9 @@ PLAIN = Camera(
     luma_blur=0.0,
     chroma_blur=0.0,
     bayer=(0, 0),
-    jpeg=True,
     quality=100,
     origin=(0, 0),
+    jpeg=True,
 )
 
 
@@ -72,7 +72,9 @@ def test_cameras_fill_their_ranges_and_shot_noise_is_even_in_its_logarithm() -> 
     assert {c.bayer for c in cameras} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert {c.origin[0] for c in cameras} == {c.origin[1] for c in cameras} == set(range(16))
     assert np.mean([c.tone for c in cameras]) == pytest.approx(config.tone, abs=0.04)
-    assert np.mean([c.jpeg for c in cameras]) == pytest.approx(config.jpeg, abs=0.04)
+    for share in (0.0, config.jpeg, 1.0):
+        files = [draw_camera(replace(config, jpeg=share), np.random.default_rng(i)).jpeg for i in range(2000)]
+        assert np.mean(files) == pytest.approx(share, abs=0.04 if 0 < share < 1 else 0)
     assert all(1.9 <= c.red_gain / c.green_gain <= 2.4 and 1.5 <= c.blue_gain / c.green_gain <= 1.9 for c in cameras)
 
 
@@ -95,7 +97,7 @@ def test_without_noise_and_jpeg_the_photo_comes_back(photo: Tensor, tone: bool) 
 
 
 def test_the_weakest_noise_is_what_is_left_of_good_light() -> None:
-    """Less than the rounding of 8 bits, so that networks learn to leave such photos as they are."""
+    """Less than half an 8-bit level, so that networks learn to leave such photos as they are."""
     (shot, _), gray = CameraConfig().shot, flat(*(128 / 255,) * 3)
     weakest = replace(PLAIN, shot=shot, read=0.0, red_gain=2.0, blue_gain=1.7, jpeg=False)
     assert float((add_camera_noise(gray, [weakest], [0]) - gray).std()) < 0.5 / 255

@@ -134,6 +134,7 @@ def test_overriding_leaves_the_original_alone() -> None:
         (["noise.sigma_min=50", "noise.sigma_max=10"], "sigma_min"),
         (["data.pair_share=1.5"], "data.pair_share: expected a share from 0 to 1"),
         (["camera.share=-0.1"], "camera.share: expected a share from 0 to 1"),
+        (["camera.jpeg=1.5"], "camera.jpeg: expected a share from 0 to 1"),
         (["camera.tone=2"], "camera.tone: expected a share from 0 to 1"),
         (["camera.shot=[0.0, 0.1]"], "camera.shot: expected [least, most]"),
         (["camera.shot=[0.1, 0.01]"], "camera.shot: expected [least, most]"),

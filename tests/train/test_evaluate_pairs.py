@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.io import savemat  # type: ignore[import-untyped]  # scipy has no annotations
 
 from common import cli
 from common.metrics import psnr, ssim
 from runtime import Denoiser
-from train.camera import photographed
+from train.camera import add_camera_noise, draw_camera
 from train.config import CameraConfig
 from train.evaluate import app
 
@@ -98,9 +100,12 @@ def test_clean_images_get_the_noise_of_cameras_by_their_place(
     with Denoiser(ENGINE, threads=1) as denoiser:
         for i, each in enumerate(row["images"]):
             clean = scene(1 - i, 40, 32)[1].astype(np.float32) / np.float32(255)
-            noisy = photographed(clean, CameraConfig(), i)
+            camera = draw_camera(CameraConfig(), np.random.default_rng(i))
+            batch = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)[None]))
+            noisy = add_camera_noise(batch, [camera], [i])[0].numpy().transpose(1, 2, 0)
             found = [f(image, clean) for image in (noisy, denoiser.denoise(noisy)) for f in (psnr, ssim)]
             assert [each[key] for key in ("noisy_psnr", "noisy_ssim", "psnr", "ssim")] == pytest.approx(found, abs=1e-4)
+    assert row["camera"] == json.loads(json.dumps(asdict(CameraConfig())))
     assert row["psnr"] == pytest.approx(np.mean([each["psnr"] for each in row["images"]]))
 
 
@@ -123,9 +128,9 @@ def test_what_does_not_fit_is_one_line(cc: Path, tmp_path: Path, one_error: Call
     (tmp_path / "dnd/images_srgb").mkdir(parents=True)
     (tmp_path / "dnd/images_srgb/0001.mat").touch()
     for options, expected in (
-        (("--data", cc, "--sigma", "50"), "--sigma: expected none, the pairs have noise, found [50.0]"),
-        (("--data", cc, "--camera"), "--sigma: expected none, the pairs have noise, found --camera"),
-        (("--data", tmp_path / "clean"), "--sigma: expected noise levels for the clean images of"),
+        (("--data", cc, "--sigma", "50"), "--sigma or --camera: expected none, the pairs have noise, found [50.0]"),
+        (("--data", cc, "--camera"), "--sigma or --camera: expected none, the pairs have noise, found --camera"),
+        (("--data", tmp_path / "clean"), "--sigma or --camera: expected noise for the clean images of"),
         (("--data", tmp_path / "gray", "--camera"), "--camera: expected colour images of 3x3 pixels or more, found"),
         (("--data", tmp_path / "dnd"), "train/dnd.py"),
         (("--data", f"sidd={cc}"), "expected sidd"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common.metrics import psnr
+from train.camera import add_camera_noise, draw_camera
 from train.config import from_dict
 from train.data import Bank
 from train.validation import held_out, noise_name, validation_noises
@@ -151,3 +152,16 @@ def test_held_out_images_are_cropped_to_the_centre_and_always_the_same() -> None
         assert first[0].shape == first[1].shape == (8, 8, 3)
         assert np.array_equal(first[0], second[0])
         assert psnr(*first) < 60
+
+
+def test_held_out_images_have_the_cameras_of_the_runs_own_ranges_by_their_place() -> None:
+    camera = {"share": 1.0, "jpeg": 0.0, "shot": [0.01, 0.011]}
+    config = from_dict({"run": {"steps": 1, "validation_crop": 0}, "camera": camera}, "test")
+    images = bank(3)
+    two = Bank(("a", "b"), images.shapes * 2, np.tile(images.pixels, 2))
+    scaled = images[0].astype(np.float32) / np.float32(255)
+    clean = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)[None]))
+    for index in range(2):
+        drawn = draw_camera(config.camera, np.random.default_rng(index))
+        expected = add_camera_noise(clean, [drawn], [index])[0].numpy().transpose(1, 2, 0)
+        assert np.array_equal(held_out(two, index, "camera", config)[0], expected)

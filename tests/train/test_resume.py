@@ -14,6 +14,7 @@ import torch
 
 from plugins import cpu_sampling
 from train.loop import Trainer
+from train.run import Asked, _plan
 
 Train = Callable[..., int]
 Logged = Callable[..., dict[int, float]]
@@ -197,6 +198,14 @@ def test_scores_of_another_validation_do_not_stand_in_the_way(
     assert train("--resume", folder, "--set", "run.validation_sigmas=[75.0]", "--set", "run.steps=4") == 0
     assert state(folder)["best"] < before
     assert (folder / "weights.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize("change", ["camera.shot=[1e-3,1e-2]", "noise.clip8=false", "run.validation_crop=24"])
+def test_scores_of_other_noise_or_crops_do_not_compare(change: str, halfway: Path) -> None:
+    asked = Asked(None, halfway, None, None, [], None, None, None, [change])
+    state = _plan(asked, 1).state
+    assert state is not None
+    assert state["best"] == float("-inf")
 
 
 def test_a_reader_of_the_lines_that_goes_away_does_not_end_the_run(config: Path, tmp_path: Path) -> None:
