@@ -2,7 +2,7 @@
 
     python export/release.py runs/blind_color-decay20000 --name blind_color --test Kodak24 CBSD68 \
         --training-data "BSDS500 train and test, 380 images, non-commercial research"
-    python export/release.py runs/real --name real_color --test CC --training-data "..."
+    python export/release.py runs/real --name real_color --test CC --training-data "..." --mean-with start.safetensors
 
 Writes assets/NAME.safetensors (fp16), assets/NAME.onnx (fp32, images float32, parity checked) and assets/NAME.json,
 the card. The test sets, clean images or pairs, are for released models only: a run chooses its weights on its held-out
@@ -36,6 +36,7 @@ with cli.needs("dev", __name__):
         pairs_of,
     )
     from train.loop import CARD, WEIGHTS
+    from train.sadnet import SADNet
     from train.weights import load_weights, save_weights
 
 TERMS = "non-commercial research and education, as the training data: assets/LICENSE"
@@ -50,6 +51,9 @@ def main(
     training_data: Annotated[str, typer.Option(help="the sets, their size and their terms, for the card")],
     test: Annotated[list[str], typer.Option(help="folders of clean test images or of pairs (one or more)")],
     sigma: Annotated[list[float] | None, typer.Option(help="noise levels for clean images (one or more)")] = None,
+    mean_with: Annotated[
+        Path | None, typer.Option(help="weights, as a rule those that the run began with: release the mean of both")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that is there")] = False,
 ) -> None:
     """Copy the run's best weights, export them, score them and write the card; all three files appear at the end."""
@@ -71,7 +75,7 @@ def main(
         weights, onnx_file, card_file = (
             stack.enter_context(whole_file(p, overwrite=overwrite)) for p in paths.values()
         )
-        save_weights(load_weights(run / WEIGHTS), weights)
+        save_weights(_mean(run / WEIGHTS, mean_with) if mean_with else load_weights(run / WEIGHTS), weights)
         write_onnx(weights, onnx_file, Precision.FP32, Io.FLOAT32, overwrite=True)
         scores = []
         with open_denoiser(onnx_file) as denoiser:
@@ -91,6 +95,7 @@ def main(
             "terms": TERMS,
             "training_data": training_data,
             "trained": trained,
+            **({"mean_with": sha256(mean_with)} if mean_with else {}),
             "commit": _commit(),
             "sha256": {paths["safetensors"].name: sha256(weights), paths["onnx"].name: sha256(onnx_file)},
             "scored_on": scored_on,
@@ -98,6 +103,17 @@ def main(
         }
         card_file.write_text(json.dumps(card, indent=1) + "\n")
     print(f"wrote {', '.join(str(path) for path in paths.values())}")
+
+
+def _mean(trained: Path, other: Path) -> SADNet:
+    """What a run has learned and what it began with, half of each: often better than either where the run's data are
+    not the test's (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022)."""
+    network, second = load_weights(trained), load_weights(other)
+    if network.config != second.config:
+        raise ModelError(f"{other}: expected weights of the network of {trained}, found another: {second.config}")
+    theirs = second.state_dict()
+    network.load_state_dict({key: (value + theirs[key]) / 2 for key, value in network.state_dict().items()})
+    return network
 
 
 def _score(name: str, row: dict[str, Any]) -> dict[str, Any]:

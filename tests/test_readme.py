@@ -93,10 +93,12 @@ def test_quality_table_is_the_model_cards() -> None:
 
 
 def test_real_table_is_the_model_cards() -> None:
-    (score,) = json.loads((ROOT / "assets" / "real_color.json").read_text())["scores"]
+    score, clean = json.loads((ROOT / "assets" / "real_color.json").read_text())["scores"]
     for name, prefix in (("noisy", "noisy_"), ("`real_color`", "")):
         figures = f"{score[f'{prefix}psnr']:.2f} / {score[f'{prefix}ssim']:.3f}"
         assert f"| {score['set']} | {name} | {figures} |" in README
+    assert (clean["set"], clean["sigma"]) == ("Kodak24", 0)
+    assert f"at {clean['psnr']:.1f} dB (Kodak24" in README
 
 
 def test_benchmark_table_is_the_result_files() -> None:

@@ -1,6 +1,7 @@
 """A release: the run's best weights, exported and scored, with a card that belongs to them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -80,6 +81,28 @@ def test_release_writes_weights_onnx_file_and_card(
         assert np.abs(denoiser.denoise(x) - expected[0].numpy().transpose(1, 2, 0).clip(0, 1)).max() < 1e-5
     with pytest.raises(InputError, match="--overwrite"):
         release.main(run, "small", "two noise pictures", [str(test_set)])
+
+
+def test_the_mean_with_other_weights_is_released(
+    run: Path, test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be those of the model that is replaced."""
+    monkeypatch.setattr(release, "ASSETS", tmp_path)
+    torch.manual_seed(1)
+    save_weights(SADNet(), tmp_path / "small.safetensors")
+    before = sha256(tmp_path / "small.safetensors")
+    ours, theirs = (load_weights(p).state_dict() for p in (run / "weights.safetensors", tmp_path / "small.safetensors"))
+    start = tmp_path / "small.safetensors"
+    release.main(run, "small", "two noise pictures", [str(test_set)], [25.0], overwrite=True, mean_with=start)
+    found = load_weights(tmp_path / "small.safetensors").state_dict()
+    for key, value in found.items():
+        torch.testing.assert_close(value, (ours[key] + theirs[key]) / 2, atol=1e-6, rtol=1e-3)  # stored in fp16
+    assert json.loads((tmp_path / "small.json").read_text())["mean_with"] == before
+
+    save_weights(SADNet(replace(SADNet().config, context=False)), tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="expected weights of the network of"):
+        release.main(run, "new", "", [str(test_set)], mean_with=tmp_path / "other.safetensors")
+    assert not list(tmp_path.glob("new.*"))
 
 
 def test_a_run_without_weights_is_refused(test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
