@@ -52,8 +52,9 @@ def main(
     test: Annotated[list[str], typer.Option(help="folders of clean test images or of pairs (one or more)")],
     sigma: Annotated[list[float] | None, typer.Option(help="noise levels for clean images (one or more)")] = None,
     mean_with: Annotated[
-        Path | None, typer.Option(help="weights, as a rule those that the run began with: release the mean of both")
+        Path | None, typer.Option(help="weights, as a rule those that the run began with: release a mean of both")
     ] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="of the run's weights in that mean")] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that is there")] = False,
 ) -> None:
     """Copy the run's best weights, export them, score them and write the card; all three files appear at the end."""
@@ -75,7 +76,7 @@ def main(
         weights, onnx_file, card_file = (
             stack.enter_context(whole_file(p, overwrite=overwrite)) for p in paths.values()
         )
-        save_weights(_mean(run / WEIGHTS, mean_with) if mean_with else load_weights(run / WEIGHTS), weights)
+        save_weights(_mean(run / WEIGHTS, mean_with, share) if mean_with else load_weights(run / WEIGHTS), weights)
         write_onnx(weights, onnx_file, Precision.FP32, Io.FLOAT32, overwrite=True)
         scores = []
         with open_denoiser(onnx_file) as denoiser:
@@ -95,7 +96,7 @@ def main(
             "terms": TERMS,
             "training_data": training_data,
             "trained": trained,
-            **({"mean_with": sha256(mean_with)} if mean_with else {}),
+            **({"mean_with": {"weights_sha256": sha256(mean_with), "share": share}} if mean_with else {}),
             "commit": _commit(),
             "sha256": {paths["safetensors"].name: sha256(weights), paths["onnx"].name: sha256(onnx_file)},
             "scored_on": scored_on,
@@ -105,14 +106,14 @@ def main(
     print(f"wrote {', '.join(str(path) for path in paths.values())}")
 
 
-def _mean(trained: Path, other: Path) -> SADNet:
-    """What a run has learned and what it began with, half of each: often better than either where the run's data are
-    not the test's (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022)."""
+def _mean(trained: Path, other: Path, share: float) -> SADNet:
+    """A share of what a run has learned and the rest of what it began with: often better than either where the run's
+    data are not the test's (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022)."""
     network, second = load_weights(trained), load_weights(other)
     if network.config != second.config:
         raise ModelError(f"{other}: expected weights of the network of {trained}, found another: {second.config}")
     theirs = second.state_dict()
-    network.load_state_dict({key: (value + theirs[key]) / 2 for key, value in network.state_dict().items()})
+    network.load_state_dict({key: theirs[key].lerp(value, share) for key, value in network.state_dict().items()})
     return network
 
 

@@ -22,9 +22,9 @@ TILE = 512
 OVERLAP = 96
 """Pixels that neighbouring tiles share. The seam lies in their middle, so every pixel kept is 48 or more from a border
 that is not the picture's. The network sees further, but hardly: with the bundled models tiles of 256 changed 99.99 % of
-the samples by at most 1.8/255, and PSNR by 0.005 dB, on a photo with noise of sigma 50 and of 70. With 64 it would be
-2.6/255, with 128 1.6/255 (tests/runtime/test_seams.py). In tiles of 512 these are 1.5, 1.3 and 1.8 times a large
-picture's pixels to compute."""
+the samples by at most 2/255, and PSNR by 0.012 dB, on a photo with noise of sigma 50 and of 70. With 64 it would be
+2.6/255, with 128 1.6/255, by `blind_color` (tests/runtime/test_seams.py). In tiles of 512 these are 1.5, 1.3 and 1.8
+times a large picture's pixels to compute."""
 
 Span = tuple[int, int, int]  # where a tile starts; of it, what is kept: from, to (exclusive)
 Window = tuple[slice, slice]

@@ -16,7 +16,7 @@ SHAPES = 4
 
 
 class LoadedPlan:
-    """A deserialised plan. Raises ModelError where the library refuses it."""
+    """A deserialised plan. Raises ModelError where the library refuses it, or it is not what its sidecar says."""
 
     def __init__(self, file: PlanFile) -> None:
         self.file = file
@@ -69,7 +69,7 @@ class LoadedPlan:
         self.cache = self.config = self.engine = None
 
     def _check(self) -> None:
-        """Buffers are as large as the sidecar says: it must say what the plan does."""
+        """Tensors are found and buffers made as the sidecar says: it must say what the plan has."""
         engine, sidecar = self.engine, self.file.sidecar
         # An engine asked of a name that it does not have logs an error and answers something.
         found = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]

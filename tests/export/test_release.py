@@ -93,11 +93,14 @@ def test_the_mean_with_other_weights_is_released(
     before = sha256(tmp_path / "small.safetensors")
     ours, theirs = (load_weights(p).state_dict() for p in (run / "weights.safetensors", tmp_path / "small.safetensors"))
     start = tmp_path / "small.safetensors"
-    release.main(run, "small", "two noise pictures", [str(test_set)], [25.0], overwrite=True, mean_with=start)
+    release.main(run, "small", "two noise pictures", [str(test_set)], [25.0], start, 0.25, overwrite=True)
     found = load_weights(tmp_path / "small.safetensors").state_dict()
     for key, value in found.items():
-        torch.testing.assert_close(value, (ours[key] + theirs[key]) / 2, atol=1e-6, rtol=1e-3)  # stored in fp16
-    assert json.loads((tmp_path / "small.json").read_text())["mean_with"] == before
+        torch.testing.assert_close(value, 0.25 * ours[key] + 0.75 * theirs[key], atol=1e-6, rtol=1e-3)  # stored in fp16
+    assert json.loads((tmp_path / "small.json").read_text())["mean_with"] == {
+        "weights_sha256": before,
+        "share": 0.25,
+    }
 
     save_weights(SADNet(replace(SADNet().config, context=False)), tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="expected weights of the network of"):
