@@ -21,8 +21,7 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pat
     Raises OutputError where the file exists or cannot be written; then nothing is left behind.
     """
     target = Path(path)
-    if not overwrite and os.path.lexists(target):
-        raise OutputError(f"{target} exists already: pass --overwrite to replace it, or choose another --output")
+    check_free(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}")
@@ -36,6 +35,12 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pat
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_free(path: Path, *, overwrite: bool, option: str = "--output") -> None:
+    """Before hours of work, too. Raises OutputError, which names `option`, where `path` exists and is to stay."""
+    if not overwrite and os.path.lexists(path):
+        raise OutputError(f"{path} exists already: pass --overwrite to replace it, or choose another {option}")
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str, *, overwrite: bool) -> None:

@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common import cli
-from common.errors import DependencyError, InputError, OutputError
-from common.files import write_whole
+from common.errors import DependencyError, InputError
+from common.files import check_free, write_whole
 from common.padding import MULTIPLE
 from plugins import nvrtc, op
 from plugins.launch import Layout, Precision
@@ -132,8 +132,8 @@ def main(
     sizes = [cli.parse_size("--size", text) for text in size or ["480x320", "1920x1080", "3840x2160"]]
     if repeat < 1:
         raise InputError(f"--repeat: expected at least 1, found {repeat}")
-    if json_ and json_.exists() and not overwrite:
-        raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
+    if json_:
+        check_free(json_, overwrite=overwrite, option="--json")
     plugin = NvidiaPlugin(nvidia_plugin) if nvidia_plugin else None
     machine = cuda_machine()
     if plugin:

@@ -38,8 +38,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from common import cli, machine
-from common.errors import DependencyError, InputError, ModelError, OutputError
-from common.files import write_whole
+from common.errors import DependencyError, InputError, ModelError
+from common.files import check_free, write_whole
 from runtime.engines import open_engine
 from runtime.infer import DEFAULT_ENGINE
 from runtime.measure import Contender, measure
@@ -136,8 +136,8 @@ def _show(shown: list[Table | str], entries: dict[str, Any], json_: Path | None,
 def _check_outputs(json_: Path | None, plot: Path | None, overwrite: bool) -> None:
     """Raise before anything is measured what would be raised after."""
     for option, path in (("--json", json_), ("--plot", plot)):
-        if path and path.exists() and not overwrite:
-            raise OutputError(f"{path} exists already: pass --overwrite to replace it, or choose another {option}")
+        if path:
+            check_free(path, overwrite=overwrite, option=option)
     if plot and plot.suffix.lower() not in PLOTS:
         raise InputError(f"--plot: expected a file ending in {', '.join(PLOTS)}, found {plot}")
     if plot and not importlib.util.find_spec("matplotlib"):

@@ -14,7 +14,8 @@ import typer
 from numpy.typing import NDArray
 
 from common.cli import application, run
-from common.errors import InputError, OutputError
+from common.errors import InputError
+from common.files import check_free
 from common.images import Picture, read_picture, rgb8, write_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
@@ -41,8 +42,7 @@ def demo(
     overwrite = overwrite or output == DEMO
     files = [output / name for name in ("photo_side_by_side.jpg", "side_by_side.jpg", "denoised.png")]
     for path in files:
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists already: pass --overwrite to replace it, or choose another --output")
+        check_free(path, overwrite=overwrite)
     restored = _denoise(ASSETS / "real_color.onnx", taken)
     after = _denoise(engine, before)
     pictures = (

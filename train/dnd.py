@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common import cli
-from common.errors import InputError, OutputError
-from common.files import write_whole
+from common.errors import InputError
+from common.files import check_free, write_whole
 from runtime.denoiser import Denoiser
 
 with cli.needs("dev", __name__):
@@ -96,8 +96,8 @@ def main(
 ) -> None:
     """Write one file for each image, whole or not at all."""
     targets = [output / f"{index:04d}.mat" for index in range(1, IMAGES + 1)]
-    if not overwrite and (there := [target for target in targets if target.exists()]):
-        raise OutputError(f"{there[0]} exists already: pass --overwrite to replace it, or choose another --output")
+    for target in targets:
+        check_free(target, overwrite=overwrite)
     places = boxes(data)
     for index in range(1, IMAGES + 1):
         _opened(image_path(data, index)).close()  # all 50 are there, before hours of work

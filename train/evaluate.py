@@ -34,8 +34,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common import cli
-from common.errors import InputError, OutputError
-from common.files import sha256, write_whole
+from common.errors import InputError
+from common.files import check_free, sha256, write_whole
 from common.images import IMAGE_SUFFIXES, read_picture
 from common.metrics import psnr, ssim
 from runtime.denoiser import Denoiser
@@ -185,8 +185,8 @@ def main(
     check_sigmas(levels)
     if limit < 0:
         raise InputError(f"--limit: expected 0 or more, found {limit}")
-    if json_ is not None and json_.exists() and not overwrite:
-        raise OutputError(f"{json_} exists already: pass --overwrite to replace it, or choose another --json")
+    if json_:
+        check_free(json_, overwrite=overwrite, option="--json")
     folders = {text: parse(text)[1] for text in data}
     pairs = {folders[text]: found for text in data if (found := pairs_of(text))}
     sets = {folder: clean_images(folder)[: limit or None] for folder in folders.values() if folder not in pairs}

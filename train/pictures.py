@@ -22,7 +22,8 @@ import typer
 from numpy.typing import NDArray
 
 from common import cli
-from common.errors import DependencyError, InputError, OutputError
+from common.errors import DependencyError, InputError
+from common.files import check_free
 from common.images import Picture, check_encodable, read_picture, rgb8, write_picture
 from common.metrics import psnr
 from runtime.denoiser import Denoiser
@@ -72,8 +73,7 @@ def strip(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing picture")] = False,
 ) -> None:
     """A strip of a photo: noisy, the peer, this project, clean, each with its PSNR over the whole photo."""
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
+    check_free(output, overwrite=overwrite)
     check_encodable(output.suffix, np.dtype(np.uint8), alpha=False)
     if not 0 < sigma <= 255:
         raise InputError(f"--sigma: expected a noise level above 0, up to 255, found {sigma:g}")
