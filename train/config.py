@@ -22,6 +22,8 @@ class DataConfig:
                 sees. Validation is on pairs where there are any; where none of them is listed, one scene in twenty is
                 held out.
     pair_share  of the samples that are pairs, where there are both pairs and clean photos
+    gray        share of the samples that are made gray after their noise, as a black-and-white photo is: a colour
+                network that never sees one takes noise that is equal in all channels for detail
     cache       where decoded images are kept
     crop        pixels a side, a multiple of 8; `narrow_crops` says how many the network needs
     """
@@ -29,6 +31,7 @@ class DataConfig:
     folders: tuple[str, ...] = ()
     holdout: str = "train/splits/bsds500_validation.txt"
     pair_share: float = 0.5
+    gray: float = 0.0
     cache: str = "runs/banks"
     crop: int = 192
     batch: int = 8
@@ -126,7 +129,9 @@ class RunConfig:
 
     steps               counted from the run's first step, over all its resumptions
     minutes             of this process
-    precision           `fp32`, `bf16` or `fp16` (the last on CUDA only) autocast; `auto`: bf16
+    seed                of crops and noise; 0 with `run.py --init`: one that the weights' file decides
+    precision           `fp32` (TF32 on GPUs that have it), `bf16` or `fp16` (CUDA only) autocast; `auto`: bf16 where
+                        the GPU or CPU has instructions for it, else fp16 on a GPU and fp32 on a CPU
     threads             CPU threads; 0: PyTorch's choice
     cuda_graph          whether one process on a GPU runs a step as a CUDA graph (not with fp16)
     validate_every, log_every, checkpoint_every
@@ -261,6 +266,7 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
             (0 <= value <= 1, f"{name}: expected a share from 0 to 1, found {value}")
             for name, value in (
                 ("data.pair_share", data.pair_share),
+                ("data.gray", data.gray),
                 ("camera.share", camera.share),
                 ("camera.tone", camera.tone),
                 ("camera.jpeg", camera.jpeg),
@@ -281,6 +287,10 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
                 ("chroma_blur", camera.chroma_blur, 0, 3),
                 ("quality", camera.quality, 1, 100),
             )
+        ),
+        (
+            not data.gray or config.model.channels == 3,
+            "data.gray: expected 0 for a gray network (model.channels = 1), whose samples are all gray",
         ),
         (
             not camera.share or config.model.channels == 3,

@@ -54,7 +54,8 @@ class Bank:
 
 def split(examples: Sequence[Example], holdout: Path) -> tuple[list[Example], list[Example]]:
     """(training, validation) examples. What `holdout` lists by file name or scene is never trained on. Validation are
-    those listed, or else one scene in twenty: of the pairs where there are any, of the photos otherwise.
+    those listed, or else one scene in twenty: of the pairs where there are any, of the photos otherwise. Which ones is
+    decided by the hash of their names, so that a photo more or less changes one of them at most.
 
     Raises InputError where the list cannot be read, or nothing is left for either.
     """
@@ -71,7 +72,8 @@ def split(examples: Sequence[Example], holdout: Path) -> tuple[list[Example], li
         if len(scenes) < 2:
             what = "scenes" if pairs else "images"
             raise InputError(f"{candidates[0].name}: expected at least 2 {what} (one is held out), found 1")
-        chosen = set(scenes[:: max(VALIDATION_SHARE, -(-len(scenes) // VALIDATION_MOST))])
+        scenes.sort(key=lambda scene: hashlib.sha256(Path(scene).name.encode(errors="surrogateescape")).digest())
+        chosen = set(scenes[: min(VALIDATION_MOST, -(-len(scenes) // VALIDATION_SHARE))])
         validation = [e for e in candidates if e.scene in chosen]
     held.update(validation)
     training = [e for e in examples if e not in held]
@@ -141,6 +143,7 @@ class Draw:
     sigma: float
     noise_seed: int
     camera: Camera | None = None  # whose noise it is; None: white noise of sigma
+    gray: bool = False  # whether it is made gray after that
 
 
 class Sampler:
@@ -181,6 +184,7 @@ class Sampler:
             sigma=float(rng.uniform(self.noise.sigma_min, self.noise.sigma_max)),
             noise_seed=int(rng.integers(2**63)),
             camera=draw_camera(self.camera, rng) if not noisy and rng.random() < self.camera.share else None,
+            gray=bool(rng.random() < self.data.gray),
         )
 
     def crops(self, step: int) -> tuple[list[Draw], Tensor]:
@@ -208,7 +212,16 @@ class Sampler:
         if cameras:
             chosen = list(cameras)
             noisy[chosen] = add_camera_noise(clean[chosen], list(cameras.values()), [seeds[i] for i in chosen])
+        for i, d in enumerate(draws):
+            if d.gray:
+                noisy[i], clean[i] = _gray(noisy[i]), _gray(clean[i])
         return noisy, clean
+
+
+def _gray(image: Tensor) -> Tensor:
+    """The luma (ITU-R BT.601, as `_prepare`'s) of a (3, H, W) image, (1, H, W), not rounded again."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)
+    return (weights.view(3, 1, 1) * image).sum(0, keepdim=True)
 
 
 def _transform(crop: Tensor, transform: int) -> Tensor:

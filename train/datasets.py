@@ -133,18 +133,25 @@ LAYOUTS = (
     Layout(
         "bsds500_val",
         "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html (BSDS500)",
-        "BSDS500/data/images/val/101085.jpg ...: BSD68 and CBSD68 are of these",
-        r"(?:.*/)?val/\d{4,6}\.jpg",
+        "BSDS500/data/images/val/101085.jpg ... (BSDS300/images/test in the older set): BSD68 and CBSD68 are of these",
+        r"(?:.*/)?(?:val|BSDS300/images/test)/\d{4,6}\.jpg",
         count=100,
         test=True,
     ),
     Layout("bsd68", f"{_FFDNET}/BSD68", "BSD68/test001.png ...", r"(?:.*/)?BSD68/test\d{3}\.png", count=68, test=True),
-    Layout("cbsd68", f"{_FFDNET}/CBSD68", "CBSD68/101085.png ...", r"(?:.*/)?CBSD68/\d+\.png", count=68, test=True),
+    Layout(
+        "cbsd68",
+        f"{_FFDNET}/CBSD68",
+        "CBSD68/101085.png ...",
+        r"(?:.*/)?CBSD68/(?:original_png/)?\d+\.png",
+        count=68,
+        test=True,
+    ),
     Layout(
         "kodak24",
         f"{_FFDNET}/Kodak24 (500x500 crops); whole: https://r0k.us/graphics/kodak/",
         "Kodak24/kodim01.png ... kodim24.png",
-        r"(?:.*/)?Kodak[^/]*/kodim\d\d\.png",
+        r"(?:.*/)?kodim\d\d\.png",
         count=24,
         test=True,
     ),
@@ -285,7 +292,7 @@ def _keyed(pattern: str | None, folder: Path, files: Sequence[Path]) -> dict[str
     for path in files:
         if match := compiled.fullmatch(f"{name}/{path.relative_to(folder).as_posix()}"):
             groups = match.groups()
-            key = "".join(groups).lower() if groups else str(path)
+            key = "\0".join(groups).lower() if groups else str(path)
             keyed.setdefault(key, ([], match["scene"] if groups else ""))[0].append(path)
     return keyed
 

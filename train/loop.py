@@ -3,11 +3,10 @@
 import copy
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,15 @@ from train.data import Bank, Draw, Sampler
 from train.graph import GraphedStep
 from train.journal import LOG, Journal, cut_log, opened
 from train.optimizer import make_optimizer
-from train.processes import ALONE, Processes
+from train.processes import ALONE, Processes, stop_on_signal
 from train.sadnet import SADNet
 from train.validation import Noise, held_out, noise_name, validation_noises
 from train.weights import gray_of, load_state, save_weights
 
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
+STEPS_UNDER_WAY = 2
+"""How far the host runs ahead of a GPU."""
 
 
 class Trainer:
@@ -60,18 +61,20 @@ class Trainer:
         self.order = torch.channels_last if last else torch.contiguous_format  # of images and weights in memory
         self.network.to(memory_format=self.order)  # type: ignore[call-overload]  # not in PyTorch's stubs
         o, cuda = config.optimizer, fabric.device.type == "cuda"
-        # a scaled loss (fp16) is looked at by the host, and several processes wait for each other
-        graphed = cuda and config.run.cuda_graph and config.run.precision != "fp16" and processes.size == 1
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None  # in fp16
+        # a scaled loss is looked at by the host, and several processes wait for each other
+        graphed = cuda and config.run.cuda_graph and not scaled and processes.size == 1
         optimizer = make_optimizer(
             self.network.parameters(),
             o,
-            fused=config.run.precision != "fp16",  # or it unscales the gradients itself, and Fabric cannot clip them
+            fused=not scaled,  # or it unscales the gradients itself, and Fabric cannot clip them
             graphed_on=fabric.device if graphed else None,
         )
         self.network.to(fabric.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if o.ema else None
         self.model, self.optimizer = fabric.setup(self.network, optimizer)
         self.feed = torch.cuda.Stream(fabric.device) if cuda else None
+        self._under_way: deque[torch.cuda.Event] = deque()  # the ends of steps that the GPU has not finished
         self._update = GraphedStep(self._train_step) if graphed else self._train_step
         self.step = 0
         self.seconds = 0.0  # of training, over all resumptions
@@ -110,7 +113,7 @@ class Trainer:
         saved = begun = marked = time.monotonic()
         end = begun + 60 * budget.minutes if budget.minutes else math.inf
         counted, kept, before, pace = self.step, self.step, self.seconds, 0.0
-        with _stop_on_signal() as signals, ExitStack() as stack, ThreadPoolExecutor(1) as prefetch:
+        with stop_on_signal() as signals, ExitStack() as stack, ThreadPoolExecutor(1) as prefetch:
             with processes.together():
                 if processes.first:
                     self.journal = stack.enter_context(opened(self.folder, self.config, self.step))
@@ -135,6 +138,7 @@ class Trainer:
                         self.save()
                     return not stopped
                 started = time.monotonic()
+                marked += started - now  # saving and validation are no steps
                 batch = crops.result()
                 crops = prefetch.submit(self.sampler.crops, self.step + 1)
                 self.train_once(*batch)
@@ -165,6 +169,10 @@ class Trainer:
                 group["lr"] = rate
         self.losses.append(self._update(noisy, clean))
         self.step += 1
+        if self.feed is not None:  # or a slow GPU's batches pile up, and the clock would count steps not yet made
+            self._under_way.append(torch.cuda.current_stream().record_event())
+            if len(self._under_way) > STEPS_UNDER_WAY:
+                self._under_way.popleft().synchronize()
 
     def _train_step(self, noisy: Tensor, clean: Tensor) -> Tensor:
         """Weights, moments and average after one more batch; its loss. `GraphedStep` says what may not stand here."""
@@ -284,6 +292,7 @@ class Trainer:
             "seconds": self.seconds,
             "best": self.best,
             "validated": self.validated,
+            "held_out": list(self.validation.names),
             "losses": [float(loss) for loss in self.losses],
         }
         write_checkpoint(self.folder, state)
@@ -305,11 +314,14 @@ class Trainer:
                 for name, value in moments.items():
                     if value.shape == weight.shape:  # fused Adam walks both as they lie in memory
                         moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-            self.fabric.strategy.precision.load_state_dict(state["precision"])
+            if state["precision"]:  # of a loss that was scaled there; this machine may take another precision
+                self.fabric.strategy.precision.load_state_dict(state["precision"])
         except (RuntimeError, ValueError, KeyError) as error:
             text = f"expected a checkpoint of this network and optimizer, found another: {error}"
             raise TrainingError(text) from error
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        if state.get("held_out") != list(self.validation.names):
+            self.best = -math.inf  # of other images
         self.validated = state["validated"]
         self.losses = [torch.tensor(loss, device=self.fabric.device) for loss in state["losses"]]
         self.shared = len(self.losses)
@@ -325,21 +337,3 @@ class Trainer:
         load_state(self.network, released, source)
         if self.average is not None:
             load_state(self.average, released, source)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """Yields a list that a SIGINT or SIGTERM is put into: the step in progress ends first. A second one interrupts."""
-    received: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -23,6 +23,7 @@ import typer
 
 from common import cli
 from common.errors import InputError
+from common.files import sha256
 
 with cli.needs("dev", __name__):
     import torch
@@ -134,19 +135,27 @@ def _plan(asked: Asked, processes: int) -> Plan:
     overrides += [f"run.minutes={asked.minutes}"] if asked.minutes is not None else []
     overrides += asked.changes
 
-    state = None
+    state = released = None
     if config:
         settings = configuration.load(config, overrides)
         if asked.init and not settings.optimizer.warmup:  # fresh moments: not at the full rate at once
             settings = replace(settings, optimizer=replace(settings.optimizer, warmup=INIT_WARMUP))
+        if asked.init:
+            released = load_weights(asked.init).state_dict()
+            if not settings.run.seed:  # not the crops and noise again that the release began with
+                settings = replace(settings, run=replace(settings.run, seed=int(sha256(asked.init)[:8], 16)))
         folder = output or Path("runs") / config.stem
     else:
         source = resume or decay
         assert source is not None
         state = read_checkpoint(source)
+        trained = configuration.from_dict(state["config"], str(source))
+        if decay and trained.optimizer.decay_steps and state["step"] > trained.optimizer.decay_from:
+            found = f"one whose rate has fallen since step {trained.optimizer.decay_from}"
+            hint = f"--resume it with more --steps, or begin a new run with --init {source / WEIGHTS}"
+            raise InputError(f"--decay {source}: expected a run at its whole rate, found {found}: {hint}")
         if decay:
             overrides = [*_branch(state["step"], steps), *overrides]
-        trained = configuration.from_dict(state["config"], str(source))
         settings = configuration.from_dict(configuration.override(state["config"], overrides), str(source))
         if settings.optimizer.kind != trained.optimizer.kind:
             text = f"optimizer.kind: expected {trained.optimizer.kind}, as {source} has it, found"
@@ -165,7 +174,7 @@ def _plan(asked: Asked, processes: int) -> Plan:
     if held and not resume:
         hint = "--resume it, or " if CHECKPOINT in held else ""
         raise InputError(f"{folder} holds a run already ({', '.join(held)}): {hint}choose another --output")
-    return Plan(settings, folder, state, load_weights(asked.init).state_dict() if asked.init else None)
+    return Plan(settings, folder, state, released)
 
 
 def _validation(settings: TrainConfig) -> tuple[object, ...]:
@@ -186,7 +195,7 @@ def _branch(step: int, length: int | None) -> list[str]:
 def make_fabric(settings: TrainConfig, processes: Processes) -> Fabric:
     """Device, precision and, among several processes, DDP. Raises InputError for what this machine does not have."""
     cuda, here = torch.cuda.is_available(), processes.local_size
-    precision = "bf16" if settings.run.precision == "auto" else settings.run.precision
+    precision = _fast_precision() if settings.run.precision == "auto" else settings.run.precision
     if precision == "fp16" and not cuda:
         raise InputError("run.precision=fp16: expected a CUDA GPU, found none; use bf16 or fp32")
     if cuda and here > torch.cuda.device_count():
@@ -206,6 +215,13 @@ def make_fabric(settings: TrainConfig, processes: Processes) -> Fabric:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     return fabric
+
+
+def _fast_precision() -> str:
+    """What `run.precision = "auto"` is here: without instructions for bf16 a step in it takes many times as long."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # as AMX has, too; no public name
 
 
 def _banks(settings: TrainConfig, processes: Processes) -> tuple[Bank, Bank]:

@@ -155,9 +155,11 @@ def test_shapes_that_do_not_fit_are_named(fault: dict[str, tuple[int, ...]], nam
             form(*(torch.zeros(shape) for shape in shapes.values()))
 
 
-def test_no_offset_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match="offset_groups"):
-        op.output_shape((1, 8, 4, 4), (1, 0, 4, 4), (8, 8, 3, 3), (8,), 0)
+@pytest.mark.parametrize(("channels", "offset_groups"), [(8, 0), (0, 8)])
+def test_no_offset_groups_and_no_channels_are_refused(channels: int, offset_groups: int) -> None:
+    shapes = (1, channels, 4, 4), (1, 27 * offset_groups, 4, 4), (8, channels, 3, 3), (8,)
+    with pytest.raises(ValueError, match=f"offset_groups that divide the {channels} channels of x"):
+        op.output_shape(*shapes, offset_groups)
 
 
 @pytest.mark.parametrize("form", [modulated_deform_conv2d, torchvision_form])

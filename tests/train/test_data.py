@@ -1,6 +1,7 @@
 """Banks of images of every size and kind, and what of them is held out."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,22 @@ def test_without_a_listed_name_one_in_twenty_is_held_out_and_twenty_at_most(
     training, validation = split(photos, tmp_path / "list.txt")
     assert len(validation) == held
     assert sorted(training + validation, key=lambda e: e.name) == photos
+
+
+def test_a_photo_more_leaves_the_held_out_ones_as_they_were(tmp_path: Path) -> None:
+    """Or a resumed run would be validated on what it has trained on. Where the photos lie does not matter either."""
+    (tmp_path / "list.txt").write_text("absent.png")
+
+    def held_out(names: Iterable[str], folder: str = "x") -> set[str]:
+        return {e.name for e in split([photo(Path(folder) / name) for name in names], tmp_path / "list.txt")[1]}
+
+    names = [f"{i:04}.png" for i in range(400)]
+    held = held_out(names)
+    assert held_out(names, "elsewhere") == held
+    assert held_out(reversed(names)) == held
+    for new in ("a.png", "0200b.png", "z.png"):
+        assert len(held_out([*names, new]) & held) >= 19
+    assert len(held_out(names[1:]) & held) >= 19
 
 
 def in_scene(scene: str, *numbers: int) -> list[Example]:

@@ -198,6 +198,25 @@ def test_test_sets_are_never_trained_on(name: str, unpack: Unpack) -> None:
             examples([str(text)])
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["BSDS300/images/test/101085.jpg", "CBSD68/original_png/0000.png", "CBSD68/noisy5/0000.png", "mine/kodim23.png"],
+)
+def test_nor_are_other_copies_of_them(file: str, unpack: Unpack) -> None:
+    folder = unpack([f"x/{name}" for name in (file, "CBSD68/original_png/0001.png", "photos/a.png")])
+    with pytest.raises(InputError, match="test set, which is never trained on"):
+        examples([str(folder)])
+
+
+def test_pairs_whose_paths_read_alike_without_their_folders_are_two(unpack: Unpack) -> None:
+    files = [f"set/{path}.png" for path in ("clean/a/b", "noisy/a/b", "a/clean/b", "a/noisy/b")]
+    pairs, _ = examples([str(unpack(files))])
+    assert [len(pair.clean) for pair in pairs] == [1, 1]
+    for pair in pairs:
+        assert pair.noisy is not None
+        assert str(pair.clean[0]) == str(pair.noisy).replace("noisy", "clean")
+
+
 def test_folders_without_images_are_refused(unpack: Unpack, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.png").write_text("x")

@@ -14,7 +14,7 @@ import torch
 
 from plugins import cpu_sampling
 from train.loop import Trainer
-from train.run import Asked, _plan
+from train.run import Asked, _fast_precision, _plan
 
 Train = Callable[..., int]
 Logged = Callable[..., dict[int, float]]
@@ -90,6 +90,36 @@ def test_it_is_one_in_bf16_too(config: Path, tmp_path: Path, train: Train, logge
     assert train("--config", config, "--output", parts, "--steps", 2, *bf16) == 0
     assert train("--resume", parts, "--steps", 4) == 0
     assert_same_run(parts, whole, logged, state)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "precision"), [(0, 0, "fp32"), (0, 1, "bf16"), (1, 0, "fp16"), (1, 1, "bf16")]
+)
+def test_a_machine_trains_in_bf16_where_it_has_instructions_for_it(
+    cuda: int, bf16: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step in bf16 by other means takes up to ten times as long."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(cuda))
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda *, including_emulation: bool(bf16 or including_emulation)
+    )
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bool(bf16))
+    assert _fast_precision() == precision
+
+
+def test_a_run_goes_on_in_another_precision(halfway: Path, tmp_path: Path, train: Train, state: State) -> None:
+    """Also one of a loss that was scaled, in fp16 on a GPU."""
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    scale = {
+        "scale": 65536.0,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 0,
+    }
+    torch.save(state(halfway) | {"precision": scale}, folder / "checkpoint.pt")
+    assert train("--resume", folder, "--steps", 4, "--set", "run.precision=bf16") == 0
+    assert state(folder)["step"] == 4
 
 
 def test_the_first_log_after_a_resumption_counts_the_steps_before_it(
@@ -198,6 +228,17 @@ def test_scores_of_another_validation_do_not_stand_in_the_way(
     assert train("--resume", folder, "--set", "run.validation_sigmas=[75.0]", "--set", "run.steps=4") == 0
     assert state(folder)["best"] < before
     assert (folder / "weights.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize(("held_out", "stands"), [("3.png", True), ("2.png", False)])
+def test_nor_do_scores_of_other_held_out_images(
+    held_out: str, stands: bool, halfway: Path, tmp_path: Path, train: Train, state: State
+) -> None:
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    assert state(halfway)["held_out"] == ["3.png"]
+    torch.save(state(halfway) | {"best": 99.0, "held_out": [held_out]}, folder / "checkpoint.pt")
+    assert train("--resume", folder, "--steps", 4) == 0
+    assert (state(folder)["best"] == 99.0) == stands
 
 
 @pytest.mark.parametrize("change", ["camera.shot=[1e-3,1e-2]", "noise.clip8=false", "run.validation_crop=24"])

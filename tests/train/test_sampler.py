@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,10 @@ def sampler() -> Callable[..., Sampler]:
         crop: int = 16,
         camera_share: float = 0.0,
         pair_share: float = 0.5,
+        gray: float = 0.0,
         **of_noise: Any,
     ) -> Sampler:
-        settings = DataConfig(crop=crop, batch=batch, pair_share=pair_share)
+        settings = DataConfig(crop=crop, batch=batch, pair_share=pair_share, gray=gray)
         noise_, camera = NoiseConfig(**of_noise), CameraConfig(share=camera_share)
         return Sampler(bank or make_bank((20, 33), (16, 40)), settings, noise_, seed, camera)
 
@@ -153,6 +155,21 @@ def test_pairs_take_their_share_whatever_their_size(sampler: Callable[..., Sampl
     counts = Counter(s.draw(step, 0).image for step in range(4000))
     shares = [counts[i] / 4000 for i in range(3)]
     assert shares == pytest.approx([(1 - share) / 5, (1 - share) * 4 / 5, share], abs=0.03)
+
+
+def test_gray_samples_are_the_coloured_ones_without_their_colour(sampler: Callable[..., Sampler]) -> None:
+    """Pairs, camera noise and white noise alike; the others, and all that chance decides, stay as they are."""
+    coloured, some = (sampler(mixed_bank(), batch=48, camera_share=0.5, gray=share) for share in (0.0, 0.4))
+    draws, crops = some.crops(0)
+    assert [replace(d, gray=False) for d in draws] == coloured.crops(0)[0]
+    kinds = Counter((d.image == 2, d.camera is not None, d.gray) for d in draws)
+    assert len(kinds) == 6
+    assert 0.25 < sum(d.gray for d in draws) / 48 < 0.55
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    for found, colour in zip(some.batch(draws, crops), coloured.batch(*coloured.crops(0)), strict=True):
+        for image, before, d in zip(found, colour, draws, strict=True):
+            expected = (luma * before).sum(0).expand(3, -1, -1) if d.gray else before
+            assert torch.allclose(image, expected, atol=1e-6)
 
 
 def test_pairs_alone_need_no_share(sampler: Callable[..., Sampler]) -> None:

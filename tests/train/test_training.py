@@ -19,6 +19,7 @@ from train.config import from_dict
 from train.data import Bank
 from train.loop import Trainer
 from train.noise import protocol_noise
+from train.run import Asked, _plan
 from train.sadnet import SADNet, SADNetConfig
 from train.weights import load_weights, save_weights
 
@@ -145,6 +146,16 @@ def test_init_begins_at_released_weights_with_a_fresh_optimizer(
     assert logged(tmp_path / "run")[1] != logged(uninterrupted)[1]
 
 
+def test_init_draws_other_crops_and_noise_than_the_release_began_with(uninterrupted: Path, config: Path) -> None:
+    weights = uninterrupted / "weights.safetensors"
+
+    def seed(*changes: str) -> int:
+        return _plan(Asked(config, None, None, weights, [], None, None, None, list(changes)), 1).settings.run.seed
+
+    assert 0 < seed() == seed() < 2**63
+    assert seed("run.seed=3") == 3
+
+
 def test_init_begins_the_moving_average_too(trainer: Callable[..., Trainer]) -> None:
     t = trainer(optimizer={"ema": 0.9})
     released = {name: torch.full_like(value, 0.25) for name, value in t.network.state_dict().items()}
@@ -174,7 +185,7 @@ def test_init_refuses_another_network(
 
 
 def test_a_decay_branches_off_and_leaves_the_run_alone(
-    halfway: Path, tmp_path: Path, train: Train, logged: Logged, state: State
+    halfway: Path, tmp_path: Path, train: Train, logged: Logged, state: State, one_error: Callable[[], str]
 ) -> None:
     halfway = shutil.copytree(halfway, tmp_path / "halfway")  # the branch appears beside it
     before = {path.name: path.read_bytes() for path in halfway.iterdir()}
@@ -191,6 +202,8 @@ def test_a_decay_branches_off_and_leaves_the_run_alone(
     assert (branch / "weights.safetensors").exists()
     assert train("--resume", branch, "--steps", 8) == 0
     assert logged(branch, "lr")[8] == pytest.approx(1e-5)
+    assert train("--decay", branch, "--steps", 4) == 2
+    assert "expected a run at its whole rate, found one whose rate has fallen since step 3" in one_error()
 
 
 def test_a_branch_keeps_its_own_best_whatever_the_runs_was(
