@@ -69,7 +69,7 @@ def output_shape(
             raise ValueError(f"{NAME}: expected {name} with {rank} dimensions, found shape {tuple(shape)}")
     n, c, h, w = x
     o = weight[0]
-    if offset_groups < 1 or c % offset_groups:
+    if offset_groups < 1 or c < 1 or c % offset_groups:
         raise ValueError(f"{NAME}: expected offset_groups that divide the {c} channels of x, found {offset_groups}")
     expected = (
         ("offset_mask", offset_mask, (n, offset_mask_channels(offset_groups), h, w)),

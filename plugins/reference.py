@@ -23,7 +23,9 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """`plugins.op` for tensors of one floating type; coordinates in fp32 (fp64 for fp64 inputs).
 
-    Samples are interpolated in that type too, then rounded to the tensors' own for the sum over taps.
+    Samples are interpolated in that type too, then rounded to the tensors' own for the sum over taps. At a whole pixel
+    the interpolation has two derivatives, to the left and to the right: which of them an offset's gradient is there is
+    not specified (here rounding decides; `plugins.training_op` takes the one to the right).
     Raises ValueError for shapes that do not fit.
     """
     n, o, h, w = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
