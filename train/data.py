@@ -25,6 +25,8 @@ from train.noise import add_gaussian
 VALIDATION_SHARE = 20
 """One scene in so many is held out where none of the fixed list's names is among the data."""
 VALIDATION_MOST = 20
+LEAST = 8
+"""Pixels a side that smaller images are extended to; the noise of cameras needs some."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +88,25 @@ def open_bank(
     examples: Sequence[Example],
     *,
     channels: int,
-    least: int,
     cache: Path,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Bank:
     """Decode `examples` into a bank under `cache`, or reuse the one made of the same files before.
 
-    channels: 3 (RGB) or 1 (gray, ITU-R 601); images whose side is under `least` pixels are extended by reflection.
+    channels: 3 (RGB) or 1 (gray, ITU-R 601); images whose side is under `LEAST` pixels are extended by reflection.
     report(done, total) is called as images are decoded. Memory stays bounded by the largest image.
     Raises InputError for a file that cannot be decoded, OutputError where the cache cannot be written.
     """
     files = [[*([e.noisy] if e.noisy else []), *e.clean] for e in examples]
     stamps = [[(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths] for paths in files]
-    key = hashlib.sha256(json.dumps([stamps, channels, least]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, channels, LEAST]).encode()).hexdigest()[:16]
     index_file, pixel_file = cache / f"{key}.json", cache / f"{key}.u8"
     if not index_file.exists():
         names, shapes = [], []
         with whole_file(pixel_file, overwrite=True) as temporary, open(temporary, "wb") as file:
             for done, example in enumerate(examples):
                 for name, noisy, clean in read(example):
-                    image = _prepare(noisy, clean, channels, least)
+                    image = _prepare(noisy, clean, channels)
                     names.append(name)
                     shapes.append(image.shape)
                     file.write(image.tobytes())
@@ -122,14 +123,18 @@ def open_bank(
     return Bank(tuple(index["names"]), tuple(shapes), pixels)
 
 
-def _prepare(noisy: NDArray[np.uint8] | None, clean: NDArray[np.uint8], channels: int, least: int) -> NDArray[np.uint8]:
+def _prepare(noisy: NDArray[np.uint8] | None, clean: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     parts = [clean] if noisy is None else [noisy, clean]
     if channels == 1:
         parts = [np.asarray(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), np.uint8)[:, :, None] for part in parts]
     image = parts[0] if noisy is None else np.concatenate(parts, axis=2)
-    height, width = image.shape[:2]
-    missing = (0, max(0, least - height)), (0, max(0, least - width)), (0, 0)
-    return np.pad(image, missing, mode="reflect") if max(missing[0] + missing[1]) else image
+    return _extended(image, LEAST)
+
+
+def _extended(image: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
+    """(H, W, C), each side `least` pixels at least, by reflection at its end."""
+    missing = *((0, max(0, least - side)) for side in image.shape[:2]), (0, 0)
+    return np.pad(image, missing, mode="reflect") if max(missing)[1] else image
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,8 @@ class Sampler:
         noisy = self.bank.paired(image)
         return Draw(
             image,
-            top=int(rng.integers(height - self.data.crop + 1)),
-            left=int(rng.integers(width - self.data.crop + 1)),
+            top=int(rng.integers(max(0, height - self.data.crop) + 1)),
+            left=int(rng.integers(max(0, width - self.data.crop) + 1)),
             transform=int(rng.integers(8)),
             sigma=float(rng.uniform(self.noise.sigma_min, self.noise.sigma_max)),
             noise_seed=int(rng.integers(2**63)),
@@ -189,13 +194,14 @@ class Sampler:
 
     def crops(self, step: int) -> tuple[list[Draw], Tensor]:
         """The host's part of a batch: the draws, and their crops (N, S, S, C) uint8, not yet turned or flipped; where
-        there are pairs (N, S, S, 2C), whose first half is the noisy one, unused in a clean image's crop."""
+        there are pairs (N, S, S, 2C), whose first half is the noisy one, unused in a clean image's crop. Images
+        smaller than a crop are extended by reflection."""
         draws = [self.draw(step, sample) for sample in self.share]
         size = self.data.crop
         batch = np.zeros((len(draws), size, size, self._depth), np.uint8)
         for out, d in zip(batch, draws, strict=True):
             crop = self.bank[d.image][d.top : d.top + size, d.left : d.left + size]
-            out[:, :, self._depth - crop.shape[2] :] = crop
+            out[:, :, self._depth - crop.shape[2] :] = _extended(crop, size)
         return draws, torch.from_numpy(batch)
 
     def batch(self, draws: Sequence[Draw], crops: Tensor) -> tuple[Tensor, Tensor]:

@@ -231,10 +231,8 @@ def _banks(settings: TrainConfig, processes: Processes) -> tuple[Bank, Bank]:
         processes.say(f"{part}: {part.missing}" if part.missing else str(part))
     training, validation = split(everything, CHECKOUT / data.holdout)
     banks = []
-    for chosen, what, least in ((training, "training", data.crop), (validation, "validation", 8)):
-        banks.append(
-            open_bank(chosen, channels=settings.model.channels, least=least, cache=Path(data.cache), report=_report)
-        )
+    for chosen, what in ((training, "training"), (validation, "validation")):
+        banks.append(open_bank(chosen, channels=settings.model.channels, cache=Path(data.cache), report=_report))
         pairs = sum(example.noisy is not None for example in chosen)
         counts = [f"{count} {kind}" for count, kind in ((len(chosen) - pairs, "images"), (pairs, "pairs")) if count]
         processes.say(f"{what}: {', '.join(counts)}")

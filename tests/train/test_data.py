@@ -54,7 +54,7 @@ def by_name(bank: Bank) -> dict[str, Pixels]:
 def test_images_of_every_mode_become_8_bit_rgb(folder: Path, tmp_path: Path) -> None:
     paths = photos_in(folder)
     reports: list[tuple[int, int]] = []
-    bank = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank", report=lambda *r: reports.append(r))
+    bank = open_bank(paths, channels=3, cache=tmp_path / "bank", report=lambda *r: reports.append(r))
     found = by_name(bank)
     assert set(found) == {"rgb.png", "gray.png", "rgba.png", "deep.png", "photo.JPG", "small.png"}
     assert np.array_equal(found["rgb.png"], noise(20, 30, 3)[..., ::-1])
@@ -64,14 +64,12 @@ def test_images_of_every_mode_become_8_bit_rgb(folder: Path, tmp_path: Path) -> 
     assert np.array_equal(found["deep.png"], deep)
     assert np.abs(found["photo.JPG"].astype(int) - 90).max() <= 2
     small = noise(3, 5, 3, seed=4)[..., ::-1]
-    assert np.array_equal(found["small.png"], np.pad(small, ((0, 13), (0, 11), (0, 0)), mode="reflect"))
+    assert np.array_equal(found["small.png"], np.pad(small, ((0, 5), (0, 3), (0, 0)), mode="reflect"))
     assert [done for done, _ in reports] == [1, 2, 3, 4, 5, 6]
 
 
 def test_gray_banks_hold_one_channel(folder: Path, tmp_path: Path) -> None:
-    bank = open_bank(
-        [photo(folder / "gray.png"), photo(folder / "rgb.png")], channels=1, least=8, cache=tmp_path / "bank"
-    )
+    bank = open_bank([photo(folder / "gray.png"), photo(folder / "rgb.png")], channels=1, cache=tmp_path / "bank")
     assert bank.shapes == ((17, 19, 1), (20, 30, 1))
     assert np.array_equal(bank[0][..., 0], noise(17, 19, seed=1))
     luma = noise(20, 30, 3)[..., ::-1] @ [0.299, 0.587, 0.114]
@@ -81,32 +79,31 @@ def test_gray_banks_hold_one_channel(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
 def test_images_of_a_single_row_are_extended_too(tmp_path: Path, size: tuple[int, int]) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), noise(*size, 3))
-    bank = open_bank([photo(tmp_path / "a.png")], channels=3, least=16, cache=tmp_path / "bank")
-    assert bank.shapes[0] == (max(16, size[0]), max(16, size[1]), 3)
+    bank = open_bank([photo(tmp_path / "a.png")], channels=3, cache=tmp_path / "bank")
+    assert bank.shapes[0] == (max(8, size[0]), max(8, size[1]), 3)
 
 
 def test_a_bank_is_decoded_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = photos_in(folder)
-    first = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank")
+    first = open_bank(paths, channels=3, cache=tmp_path / "bank")
     with monkeypatch.context() as patch:
         patch.setattr(examples, "read_picture", lambda path: pytest.fail(f"{path} was decoded again"))
-        again = open_bank(paths, channels=3, least=16, cache=tmp_path / "bank")
+        again = open_bank(paths, channels=3, cache=tmp_path / "bank")
     assert again.names == first.names
     assert np.array_equal(again.pixels, first.pixels)
 
 
 def test_a_bank_is_made_anew_where_anything_differs(folder: Path, tmp_path: Path) -> None:
-    def opened(least: int = 16, channels: int = 3, paths: list[Example] | None = None) -> int:
-        open_bank(paths or photos_in(folder), channels=channels, least=least, cache=tmp_path / "bank")
+    def opened(channels: int = 3, paths: list[Example] | None = None) -> int:
+        open_bank(paths or photos_in(folder), channels=channels, cache=tmp_path / "bank")
         return len(list((tmp_path / "bank").glob("*.u8")))
 
     assert opened() == 1
-    assert opened(least=24) == 2
-    assert opened(channels=1) == 3
-    assert opened(paths=photos_in(folder)[1:]) == 4
+    assert opened(channels=1) == 2
+    assert opened(paths=photos_in(folder)[1:]) == 3
     cv2.imwrite(str(folder / "rgb.png"), noise(20, 30, 3, seed=9))
-    assert opened() == 5
-    bank = open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
+    assert opened() == 4
+    bank = open_bank(photos_in(folder), channels=3, cache=tmp_path / "bank")
     assert np.array_equal(by_name(bank)["rgb.png"], noise(20, 30, 3, seed=9)[..., ::-1])
 
 
@@ -125,22 +122,22 @@ def test_an_interrupted_decoding_leaves_nothing_behind(
     monkeypatch.setattr(examples, "read_picture", fail_at_the_third)
     expected = OutputError if isinstance(fault, OSError) else type(fault)
     with pytest.raises(expected):
-        open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
+        open_bank(photos_in(folder), channels=3, cache=tmp_path / "bank")
     assert os.listdir(tmp_path / "bank") == []  # noqa: PTH208 (hidden files count)
 
 
 def test_a_bank_that_lost_pixels_says_so(folder: Path, tmp_path: Path) -> None:
-    open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
+    open_bank(photos_in(folder), channels=3, cache=tmp_path / "bank")
     for file in (tmp_path / "bank").glob("*.u8"):
         os.truncate(file, 100)
     with pytest.raises(SadnetError, match=r"delete .*bank to rebuild"):
-        open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
+        open_bank(photos_in(folder), channels=3, cache=tmp_path / "bank")
 
 
 def test_a_text_file_named_png_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (folder / "fake.png").write_text("this is no image")
     with pytest.raises(InputError, match=r"fake\.png"):
-        open_bank(photos_in(folder), channels=3, least=16, cache=tmp_path / "bank")
+        open_bank(photos_in(folder), channels=3, cache=tmp_path / "bank")
 
 
 def pair(folder: Path, name: str, noisy: Pixels, clean: Pixels) -> Example:
@@ -153,12 +150,12 @@ def pair(folder: Path, name: str, noisy: Pixels, clean: Pixels) -> Example:
 def test_a_bank_holds_a_pair_as_the_noisy_channels_before_the_clean_ones(folder: Path, tmp_path: Path) -> None:
     noisy, clean = noise(12, 20, 3, seed=7), noise(12, 20, 3, seed=8)
     mixed = [photo(folder / "rgb.png"), pair(tmp_path, "a.png", noisy, clean)]
-    bank = open_bank(mixed, channels=3, least=16, cache=tmp_path / "bank")
-    assert (bank.names, bank.shapes) == (("rgb.png", "a.png"), ((20, 30, 3), (16, 20, 6)))
+    bank = open_bank(mixed, channels=3, cache=tmp_path / "bank")
+    assert (bank.names, bank.shapes) == (("rgb.png", "a.png"), ((20, 30, 3), (12, 20, 6)))
     assert [bank.paired(i) for i in (0, 1)] == [False, True]
     both = np.concatenate([noisy[..., ::-1], clean[..., ::-1]], axis=2)
-    assert np.array_equal(bank[1], np.pad(both, ((0, 4), (0, 0), (0, 0)), mode="reflect"))
-    gray = open_bank(mixed[1:], channels=1, least=8, cache=tmp_path / "bank")
+    assert np.array_equal(bank[1], both)
+    gray = open_bank(mixed[1:], channels=1, cache=tmp_path / "bank")
     assert gray.shapes == ((12, 20, 2),)
     assert np.abs(gray[0][..., 1] - clean[..., ::-1] @ [0.299, 0.587, 0.114]).max() <= 1
 
@@ -167,7 +164,7 @@ def test_a_bank_of_pairs_is_made_anew_where_either_file_changes(tmp_path: Path) 
     example = pair(tmp_path, "a.png", noise(16, 16, 3), noise(16, 16, 3, seed=1))
     for seed in (2, 3):
         cv2.imwrite(str(example.clean[0]), noise(16, 16, 3, seed=seed))
-        bank = open_bank([example], channels=3, least=16, cache=tmp_path / "bank")
+        bank = open_bank([example], channels=3, cache=tmp_path / "bank")
         assert np.array_equal(bank[0][..., 3:], noise(16, 16, 3, seed=seed)[..., ::-1])
 
 

@@ -265,7 +265,7 @@ def test_images_of_the_shipped_layout_decode(tmp_path: Path) -> None:
     for name, level in (("IMG_1Reference", 100), ("IMG_2full", 103), ("IMG_3Noisy", 90)):
         cv2.imwrite(str(batch / f"{name}.bmp"), np.full((16, 16, 3), level, np.uint8))
     found, _ = examples([str(tmp_path / "T3i_Aligned")])
-    bank = open_bank(found, channels=3, least=16, cache=tmp_path / "bank")
+    bank = open_bank(found, channels=3, cache=tmp_path / "bank")
     assert bank.names == ("IMG_3Noisy.bmp",)
     assert set(bank[0][..., :3].ravel()) == {90}
     assert set(bank[0][..., 3:].ravel()) == {102}  # the mean of 100 and 103, rounded half to even

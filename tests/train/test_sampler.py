@@ -92,6 +92,17 @@ def test_an_image_no_larger_than_the_crop_is_all_of_it(sampler: Callable[..., Sa
     assert {(s.draw(step, 0).top, s.draw(step, 0).left) for step in range(30)} == {(0, 0)}
 
 
+def test_what_is_smaller_than_a_crop_is_extended_by_reflection(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(make_bank((8, 40), (9, 9)), batch=8)
+    draws, crops = s.crops(0)
+    assert {d.image for d in draws} == {0, 1}
+    for d, crop in zip(draws, crops.numpy(), strict=True):
+        region = s.bank[d.image][d.top :, d.left :][:16, :16]
+        missing = [(0, 16 - side) for side in region.shape[:2]]
+        assert d.top == 0
+        assert np.array_equal(crop, np.pad(region, [*missing, (0, 0)], mode="reflect"))
+
+
 def test_images_are_drawn_in_proportion_to_their_size(sampler: Callable[..., Sampler]) -> None:
     s = sampler(make_bank((16, 16), (48, 48), (16, 96)))
     counts = Counter(s.draw(step, 0).image for step in range(4000))
