@@ -63,7 +63,8 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=_repeat_flags(arguments, several), standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout:  # None where a supervisor closed it
+            sys.stdout.flush()
     except SadnetError as error:
         _fail(str(error))
     except typer.TyperException as error:  # a flag that does not exist, a value of the wrong type

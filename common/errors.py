@@ -22,6 +22,10 @@ class OutputError(SadnetError):
     """A result cannot be written: it exists already, the disk is full, the folder is read-only."""
 
 
+class TakenError(OutputError):
+    """What stands where a result is to be written is to stay."""
+
+
 class DependencyError(SadnetError):
     """A package that this command needs is missing or unusable; the text names the install command."""
 

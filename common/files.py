@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from common.errors import OutputError
+from common.errors import OutputError, TakenError
 
 TEMPORARY = ".tmp-"
 """How the names of unfinished files begin; a killed process leaves them behind."""
@@ -17,11 +17,14 @@ TEMPORARY = ".tmp-"
 def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on leaving the block without an error it becomes `path`, in one step.
 
-    Without `overwrite` an existing `path` is never replaced, not even one that appears while the block runs.
-    Raises OutputError where the file exists or cannot be written; then nothing is left behind.
+    Without `overwrite` an existing `path` is never replaced, not even one that appears while the block runs; with it a
+    link stays, and what it leads to is replaced. Raises TakenError where the file exists, OutputError where it cannot
+    be written; then nothing is left behind.
     """
     target = Path(path)
     check_free(target, overwrite=overwrite)
+    if overwrite:
+        target = Path(os.path.realpath(target))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}")
@@ -34,13 +37,23 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pat
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is there no more; or the disk is gone, or read-only now
+            temporary.unlink()
 
 
 def check_free(path: Path, *, overwrite: bool, option: str = "--output") -> None:
-    """Before hours of work, too. Raises OutputError, which names `option`, where `path` exists and is to stay."""
+    """Before hours of work, too. Raises TakenError, which names `option`, where `path` exists and is to stay, and
+    OutputError where it is no file, or its folder is none that can be written to or made."""
     if not overwrite and os.path.lexists(path):
-        raise OutputError(f"{path} exists already: pass --overwrite to replace it, or choose another {option}")
+        raise TakenError(f"{path} exists already: pass --overwrite to replace it, or choose another {option}")
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 (a name may be too long for Path's)
+        found = "a folder" if path.is_dir() else "a device or pipe"
+        raise OutputError(f"cannot write {path}: expected a file there, or nothing, found {found}")
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write into {folder}")
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str, *, overwrite: bool) -> None:
@@ -65,7 +78,7 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
     try:
         _link_new(temporary, target)
     except FileExistsError:
-        raise OutputError(f"{target} appeared meanwhile: it was not replaced") from None
+        raise TakenError(f"{target} appeared meanwhile: it was not replaced") from None
 
 
 def _link_new(temporary: Path, target: Path) -> None:

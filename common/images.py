@@ -84,7 +84,7 @@ def read_file(path: PathLike, *, most_pixels: int = MOST_PIXELS) -> bytes:
         with open(path, "rb") as file:
             data = file.read(32)
             if format_of(data):  # else a file of any size need not be read
-                most = 2**26 + 16 * most_pixels  # twice what they take uncompressed
+                most = min(2**26 + 16 * most_pixels, 2**31 - 1)  # twice what they take uncompressed; OpenCV's most
                 if (size := os.fstat(file.fileno()).st_size) > most:
                     raise InputError(f"{path}: expected at most {most >> 20} MB, found {size >> 20} MB")
                 file.seek(0)
@@ -140,7 +140,15 @@ def decode_picture(data: bytes, name: str, *, most_pixels: int = MOST_PIXELS) ->
     pixels, alpha = _split(upright(decoded, turned), gray)
     if gray and alpha is None:
         alpha = _alpha_of_gray(data, pixels)
+    if kind == "BMP" and not _bmp_has_alpha(data):
+        alpha = None
     return Picture(pixels, alpha, metadata, premultiplied)
+
+
+def _bmp_has_alpha(data: bytes) -> bool:
+    """Masks of three colours alone stand behind headers of 40 and 52 bytes; OpenCV takes the fourth byte for alpha."""
+    header, compression = (int.from_bytes(data[at : at + 4], "little") for at in (14, 30))
+    return header >= 56 or compression != 3
 
 
 def rgb8(picture: Picture) -> NDArray[np.uint8]:

@@ -153,8 +153,8 @@ def _from_png(data: bytes) -> Metadata:
             found["ICC"] = _inflated(rest[1:])
         elif word == _PNG_XMP and chunk in (b"iTXt", b"tEXt"):  # OpenCV writes the second
             if chunk == b"iTXt":
-                compressed = rest[0]
-                rest = rest[2:].split(b"\0", 2)[2]  # behind the language and the translated keyword
+                compressed = rest[:1] == b"\1"
+                *_, rest = rest[2:].split(b"\0", 2)  # behind the language and the translated keyword
                 rest = _inflated(rest) if compressed else rest
             found["XMP"] = rest.rstrip(b"\0")
         elif chunk in _TEXTS:

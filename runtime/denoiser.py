@@ -83,7 +83,8 @@ class Denoiser:
         """`denoise` on each of `images` in turn, as on the frames of a video; their sizes and types may differ.
 
         All their tiles are one stream for the engine, which may ask for the next image before it gives a result (see
-        `Engine.stream`). Close the generator where it is left before its end.
+        `Engine.stream`): an array must not be changed before its result is there. Close the generator where it is left
+        before its end.
         """
         check_strength(strength)
         on_way: deque[tuple[Callable[[Images], None], NDArray[T] | None]] = deque()
@@ -123,6 +124,7 @@ class Denoiser:
     ) -> Iterator[tuple[Images, Callable[[Images], None], NDArray[T] | None]]:
         """What the engine is given of an image, what is done with each result, and with the last the whole result."""
         _check_image(image, self.engine)
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
         result = np.empty(image.shape, image.dtype)
         # 8-bit engines take a colour picture's bytes as they are
         as_bytes = image.dtype == np.uint8 and self.engine.io == "uint8" and strength == 1 and image.ndim > 2
@@ -191,7 +193,9 @@ def check_strength(strength: float) -> None:
 
 
 def _check_image(image: NDArray[Any], engine: Engine) -> None:
-    if image.dtype not in _SCALES:
+    if type(image) not in (np.ndarray, np.memmap):
+        raise InputError(f"expected a NumPy array, found {type(image).__name__}: np.asarray makes one of many things")
+    if image.dtype.newbyteorder("=") not in _SCALES:
         raise InputError(f"expected samples of uint8, uint16 or a float type, found {image.dtype}")
     if image.ndim not in (2, 3, 4) or (image.ndim > 2 and image.shape[-1] != 3):
         raise InputError(f"expected an array of (H, W), (H, W, 3) or (N, H, W, 3), found {image.shape}")

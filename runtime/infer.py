@@ -95,7 +95,7 @@ def infer(
         raise InputError("expected one of --engine and --model, found both")
     if overwrite and skip_existing:
         raise InputError("expected one of --overwrite and --skip-existing, found both")
-    settings = Settings(strength, depth, quality, overwrite, max_megapixels * 1_000_000)
+    settings = Settings(strength, depth, quality, overwrite, skip_existing, max_megapixels * 1_000_000)
     path = model_file(model) if model else engine or DEFAULT_ENGINE
     plan = make_plan(inputs, output, overwrite=overwrite, skip_existing=skip_existing)
     if plan.faults and (plan.alone or (len(plan.faults) == 1 and not plan.jobs and not plan.skipped)):
@@ -179,12 +179,12 @@ def _told(summary: Summary, plan: Plan, failed: int, engine: str) -> str:
     if engine:
         speed = summary.done / max(summary.seconds, 1e-9)
         line += f" in {summary.seconds:.2f} s ({speed:.2f} {kind}s/s; {engine})"
-    if plan.skipped:
-        line += f", {plan.skipped} skipped"
+    if skipped := plan.skipped + summary.skipped:
+        line += f", {skipped} skipped"
     if failed:
         line += f", {failed} failed"
     if summary.interrupted is not None:
-        left = len(plan.jobs) - summary.done - len(summary.faults)
+        left = len(plan.jobs) - summary.done - summary.skipped - len(summary.faults)
         line += f", interrupted with {left} left: --skip-existing goes on from here"
         line += f"; {summary.interrupted}" if summary.interrupted else ""
     elif summary.done and (into := plan.jobs[0].target if plan.alone else plan.into):

@@ -60,8 +60,7 @@ def _model(card: Path) -> Model:
         content: dict[str, Any] = json.loads(card.read_text())
         config: dict[str, Any] = content.get("trained", {}).get("config", {})
         channels, cameras = config.get("model", {}).get("channels"), config.get("camera", {}).get("share", 0)
-        words = content.get("noise")
-        noise = words if isinstance(words, str) else _noise(config, cameras)
+        noise = _noise(config, cameras)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{card}: expected a model card, found: {error!r}") from error
     return Model(card.stem, card.with_suffix(".onnx"), noise, channels, white=channels is not None and cameras == 0)

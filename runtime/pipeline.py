@@ -7,7 +7,6 @@ encode and write those that are done. Videos are `runtime.video`'s, whole.
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InputError, OutputError, SadnetError
+from common.errors import InputError, SadnetError, TakenError
+from common.files import check_free
 from common.images import (
     MOST_PIXELS,
     Picture,
@@ -43,6 +43,8 @@ class Settings:
     depth        8: pictures of 16 bits are rounded to 8; None: they keep theirs
     quality      1 to 100, of JPEG, WebP and video
     overwrite    replace targets that exist
+    skip_existing
+                 leave them, also those that another run has written meanwhile
     most_pixels  of a picture; larger ones are refused before they are decoded
     """
 
@@ -50,6 +52,7 @@ class Settings:
     depth: int | None = None
     quality: int = 95
     overwrite: bool = False
+    skip_existing: bool = False
     most_pixels: int = MOST_PIXELS
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Summary:
     """Of a run; files that it had not come to when it was interrupted are neither done nor faults."""
 
     done: int = 0
+    skipped: int = 0
+    """Whose targets appeared meanwhile, where those are to be left."""
     faults: list[SadnetError] = field(default_factory=list)
     seconds: float = 0.0
     interrupted: str | None = None
@@ -155,7 +160,7 @@ class _Run:
 
     def _decode(self, job: Job, data: bytes) -> Picture:
         """In a thread. What cannot be written is refused here, before the minutes that a large picture takes."""
-        _check_writable(job.target)
+        check_free(job.target, overwrite=self._settings.overwrite)
         picture = decode_picture(data, str(job.source), most_pixels=self._settings.most_pixels)
         if self._settings.depth == 8 and self._denoiser.engine.io == "uint8":
             picture = eight_bits(picture)  # the engine takes no others
@@ -265,6 +270,10 @@ class _Run:
         while self._untold and self._untold[0].writing.done():
             item = self._untold[0]
             error = item.writing.exception()
+            if isinstance(error, TakenError) and self._settings.skip_existing:
+                self.summary.skipped += 1
+                del self._untold[0]
+                continue
             if error is None:
                 outcome = Outcome(item.job, notes=item.writing.result(), gray=item.gray)
             elif isinstance(error, SadnetError | MemoryError):
@@ -285,12 +294,3 @@ def _named(error: BaseException, source: Path) -> SadnetError:
     if isinstance(error, SadnetError):
         return error if str(source) in str(error) else type(error)(f"{source}: {error}")
     return InputError(f"{source}: expected a picture that fits into memory, found a larger one")
-
-
-def _check_writable(target: Path) -> None:
-    """Raise OutputError where the folder of `target` cannot be written to, or cannot be made."""
-    folder = next(path for path in target.absolute().parents if os.path.lexists(path))
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {target}: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {target}: no permission to write into {folder}")

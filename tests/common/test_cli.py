@@ -50,7 +50,7 @@ def test_values_may_follow_an_equals_sign(capsys: pytest.CaptureFixture[str]) ->
     assert outcome(capsys, "--sigma=30", "50") == (0, "0 [30, 50]\n", "")
 
 
-@pytest.mark.parametrize(("stdout", "code"), [("ascii", 0), ("full", 2)])
+@pytest.mark.parametrize(("stdout", "code"), [("ascii", 0), ("full", 2), ("closed", 0)])
 def test_a_stdout_that_cannot_take_it(stdout: str, code: int, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
@@ -60,6 +60,8 @@ def test_a_stdout_that_cannot_take_it(stdout: str, code: int, tmp_path: Path) ->
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     with open("/dev/full" if stdout == "full" else tmp_path / "out", "w") as out:
         command = [sys.executable, str(program)]
+        if stdout == "closed":
+            command = ["sh", "-c", '"$0" "$@" >&-', *command]
         result = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (code, code // 2), result.stderr
     if stdout == "ascii":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import OutputError
+from common.errors import OutputError, TakenError
 from common.files import sha256, whole_file, write_whole
 
 
@@ -84,6 +84,38 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "touch", denied)
     with pytest.raises(OutputError, match="Permission denied"):
         write_whole(tmp_path / "x", b"", overwrite=False)
+
+
+def test_a_disk_that_is_gone_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unfinished file cannot be removed then either."""
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_bytes", gone)
+    monkeypatch.setattr(Path, "unlink", gone)
+    with pytest.raises(OutputError, match="Read-only file system"):
+        write_whole(tmp_path / "x", b"", overwrite=False)
+
+
+def test_what_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/x").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("store/x")
+    with pytest.raises(TakenError):
+        write_whole(tmp_path / "link", b"new", overwrite=False)
+    write_whole(tmp_path / "link", b"new", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "store/x").read_bytes() == b"new"
+
+
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, found in (("pipe", "a device or pipe"), ("folder", "a folder")):
+        with pytest.raises(OutputError, match=f"expected a file there, or nothing, found {found}"):
+            write_whole(tmp_path / name, b"", overwrite=True)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 @pytest.mark.parametrize("taken", [False, True])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def test_lossless_formats_return_what_was_written(
     assert (again.alpha is None) == (alpha is None)
     if alpha is not None:
         np.testing.assert_array_equal(again.alpha, alpha)
+
+
+@pytest.mark.parametrize(("header", "alpha"), [(40, False), (52, False), (56, True), (108, True)])
+def test_a_bmp_has_alpha_where_its_header_has_a_mask_for_it(header: int, alpha: bool, tmp_path: Path) -> None:
+    """32 bits a pixel, of which a shorter header leaves 8 unused, as screenshots do."""
+    pixels = np.dstack([photo(9, 8, 3), np.full((9, 8), 128 if alpha else 0, np.uint8)])
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    fields = struct.pack("<IiiHHIIiiII", header, 8, 9, 1, 32, 3, pixels.nbytes, 2835, 2835, 0, 0)
+    head = (fields + masks).ljust(header, b"\0")[: max(52, header)]
+    file = struct.pack("<2sIHHI", b"BM", 14 + len(head) + pixels.nbytes, 0, 0, 14 + len(head)) + head
+    found = read(tmp_path, file + pixels[::-1].tobytes())
+    assert np.array_equal(found.pixels, pixels[..., 2::-1])
+    assert (found.alpha is not None) == alpha
+    assert found.alpha is None or (found.alpha == 128).all()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])

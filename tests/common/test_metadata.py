@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from common.directories import DamagedError, Reader, Tags, pack
 from common.images import Picture, encode_picture, read_picture, write_picture
-from common.metadata import Metadata, orientation, without_orientation
+from common.metadata import Metadata, orientation, png_chunk, without_orientation
 
 RGB = np.dstack(np.meshgrid(np.arange(0, 200, 5), np.arange(0, 240, 10), [60])).reshape(24, 40, 3).astype(np.uint8)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -228,6 +228,14 @@ def test_many_small_texts_take_no_time(tmp_path: Path) -> None:
     assert len(read(tmp_path, jpeg[:20] + comments + jpeg[20:]).metadata["comment"]) == 1_000_000
     assert len(read(tmp_path, png[:33] + texts + png[33:]).metadata["text"]) == 2_800_000
     assert time.process_time() - start < 6
+
+
+def test_a_damaged_text_costs_a_png_no_other_metadata(tmp_path: Path) -> None:
+    chunks = [(b"iTXt", b"XML:com.adobe.xmp\0\0\0" + XMP), (b"iTXt", b"XML:com.adobe.xmp\0")]
+    for chunk in (png_chunk(*chunk) for chunk in chunks):
+        data = saved(".png", icc_profile=PROFILE)
+        at = data.index(b"IDAT") - 4
+        assert read(tmp_path, data[:at] + chunk + data[at:]).metadata["ICC"] == PROFILE
 
 
 def test_a_damaged_jfif_segment_costs_no_other_metadata(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_strength_blends_with_the_input(strength: float, expected: int) -> None:
     assert (Denoiser(Fixed(200 / 255)).denoise(image, strength) == expected).all()
 
 
+@pytest.mark.parametrize("kind", [">u2", "<u2", ">f4", "<f8"])
+def test_arrays_of_any_byte_order(kind: str) -> None:
+    """As FITS and some TIFF readers give them."""
+    image = (noise((9, 9, 3)) / 255).astype(kind) if "f" in kind else noise((9, 9, 3)).astype(kind)
+    result = Denoiser(Stub()).denoise(image)
+    assert result.dtype == np.dtype(kind).newbyteorder("=")
+    np.testing.assert_allclose(result, image, atol=1e-6)
+
+
 def test_arrays_of_any_layout() -> None:
     image = noise((40, 60, 3))[::-1, ::2, ::-1]
     image.flags.writeable = False
@@ -52,6 +61,8 @@ def test_arrays_of_any_layout() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
+        ([[0, 1], [2, 3]], "expected a NumPy array, found list"),
+        (np.ma.masked_array(np.zeros((4, 4), np.uint8)), "expected a NumPy array, found MaskedArray"),
         (np.zeros((4, 4), np.int32), "found int32"),
         (np.zeros((4, 4), np.complex64), "found complex64"),
         (np.zeros((4, 4, 4), np.uint8), r"found \(4, 4, 4\)"),

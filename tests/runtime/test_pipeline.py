@@ -19,7 +19,7 @@ from runtime import lookahead, pipeline
 from runtime.denoiser import Denoiser
 from runtime.engines.base import Engine, Images, Io
 from runtime.jobs import Job
-from runtime.pipeline import Outcome, denoise_files
+from runtime.pipeline import Outcome, Settings, denoise_files
 
 
 class Negative(Engine):
@@ -291,3 +291,23 @@ def test_what_cannot_be_written_costs_no_time_of_the_network(tmp_path: Path, mon
     for fault, words in zip(summary.faults, told, strict=True):
         assert words in str(fault)
     assert not ran
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_another_run_has_written_meanwhile_is_not_made_again(jobs: list[Job], skip: bool) -> None:
+    """It is there before the picture is decoded, or appears while the network has it."""
+    jobs = jobs[:2]
+    write_picture(jobs[0].target, Picture(np.zeros((2, 2, 3), np.uint8)), overwrite=False)
+    theirs = jobs[0].target.read_bytes()
+    ran: list[int] = []
+
+    def appears(images: Images) -> None:
+        ran.append(len(images))
+        jobs[1].target.write_bytes(theirs)
+
+    told: list[Outcome] = []
+    summary = denoise_files(Denoiser(Negative(appears)), jobs, Settings(skip_existing=skip), report=told.append)
+    assert (summary.done, summary.skipped, len(summary.faults)) == ((0, 2, 0) if skip else (0, 0, 2))
+    assert len(told) == len(summary.faults)
+    assert ran == [1]
+    assert [job.target.read_bytes() for job in jobs] == [theirs, theirs]
