@@ -14,12 +14,26 @@ from typing import Literal
 from common.containers import header_of, jpeg_segments, png_chunks, riff_chunks
 from common.directories import ORIENTATION, DamagedError, Reader
 
-Name = Literal["EXIF", "XMP", "ICC", "CICP", "IPTC", "comment", "text", "gamma", "sRGB", "resolution", "CMYK profile"]
+Name = Literal[
+    "EXIF",
+    "XMP",
+    "ICC",
+    "CICP",
+    "IPTC",
+    "comment",
+    "text",
+    "gamma",
+    "sRGB",
+    "resolution",
+    "CMYK profile",
+    "further pictures",
+]
 Metadata = dict[Name, bytes]
 """EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile (one of CMYK apart: the pixels are
 RGB by then), CICP's four bytes; resolution as two big-endian numbers of pixels a metre; as they lie in the file, a
 JPEG's IPTC and comment, a TIFF's IPTC, a PNG's text and gamma (or, where that is the usual one, sRGB: every other
-format means it without a word)."""
+format means it without a word). What no format is given is there to be named: a profile of CMYK, the directory of a
+JPEG's further pictures."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _PNG_XMP = b"XML:com.adobe.xmp"
@@ -34,6 +48,7 @@ _HELD_BY: dict[Name, tuple[str, ...]] = {
     "comment": ("JPEG",),
     "resolution": ("JPEG", "PNG", "TIFF"),
     "CMYK profile": (),
+    "further pictures": (),
 }
 _APART: dict[int, Name] = {0xED: "IPTC", 0xFE: "comment"}
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -111,6 +126,8 @@ def _from_jpeg(data: bytes) -> Metadata:
             profile[content[12]] = content[14:]
             if len(profile) == content[13]:  # all parts are there
                 found["ICC"] = b"".join(part for _, part in sorted(profile.items()))
+        elif marker == 0xE2 and content.startswith(b"MPF\0"):  # their directory: a gain map's, a second lens's
+            found["further pictures"] = content
         elif marker in _APART:
             apart[_APART[marker]] += _segment(marker, content)
         elif marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 12 and content[7] in (1, 2):

@@ -238,6 +238,15 @@ def test_a_damaged_text_costs_a_png_no_other_metadata(tmp_path: Path) -> None:
         assert read(tmp_path, data[:at] + chunk + data[at:]).metadata["ICC"] == PROFILE
 
 
+def test_a_jpeg_of_several_pictures_says_that_one_is_kept(tmp_path: Path) -> None:
+    """As phones write them, with a gain map behind the photo."""
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "MPO", save_all=True, append_images=[Image.fromarray(RGB[:8, :8])], exif=exif(1))
+    picture = read(tmp_path, file.getvalue())
+    assert picture.pixels.shape == RGB.shape
+    assert encode_picture(picture, ".jpg")[1] == ("further pictures",)
+
+
 def test_a_damaged_jfif_segment_costs_no_other_metadata(tmp_path: Path) -> None:
     data = saved(".jpg", comment=b"by hand")
     short = b"\xff\xe0\0\7JFIF\0"
