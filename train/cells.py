@@ -97,7 +97,7 @@ def models(folder: Path) -> list[Model]:
         try:
             card = json.loads(card_file.read_text())
             trained = card["trained"]
-            white = trained["config"].get("camera", {}).get("share", 0) < 1
+            white = not trained["config"].get("camera", {}).get("share", 0)  # for it alone
             config = SADNetConfig(**trained["config"]["model"])
             found.append(Model(model.name, model.path, model.noise, config, white, int(trained["step"])))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

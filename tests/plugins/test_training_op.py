@@ -238,4 +238,4 @@ def test_a_folder_that_cannot_be_made(fresh: Path) -> None:
     cpu_sampling.BUILD.write_text("a file is in its place")
     (fresh / "g++").write_text("#!/bin/sh\n")
     (fresh / "g++").chmod(0o755)
-    assert "File exists" in warned_once()
+    assert "build is not a folder" in warned_once()
