@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import InputError
 from common.padding import MULTIPLE
+from runtime.tiles import OVERLAP
 from train.sadnet import SADNetConfig
 
 
@@ -85,8 +86,10 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer and the learning rate as a function of the step.
+    """The loss, the optimizer and the learning rate as a function of the step.
 
+    seams        weight in the loss of what a tile's border changes: of the mean absolute difference between a tile out
+                 of the crop's middle, denoised by itself, and the crop denoised (`runtime/tiles.py`); 0: none
     kind         adam: Adam, as the paper's; AdamW where weight_decay > 0
                  muon: kernels by Muon, all else by Adam (train/optimizer.py); no weight decay
     warmup       steps of linear rise from 0
@@ -99,6 +102,7 @@ class OptimizerConfig:
     """
 
     loss: Literal["l1", "l2"] = "l2"
+    seams: float = 0.0
     kind: Literal["adam", "muon"] = "adam"
     lr: float = 4e-4
     beta1: float = 0.9
@@ -253,6 +257,11 @@ def narrow_crops(config: TrainConfig) -> str:
     )
 
 
+def border_of_a_tile(crop: int) -> int:
+    """Pixels of a crop on each side of the tile that `optimizer.seams` cuts out of it: a fifth of it."""
+    return crop // 5 // MULTIPLE * MULTIPLE
+
+
 def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
     data, noise, camera, optimizer, run = config.data, config.noise, config.camera, config.optimizer, config.run
     for good, text in (
@@ -296,6 +305,11 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
             not camera.share or config.model.channels == 3,
             "camera.share: expected 0 for a gray network (model.channels = 1): camera noise is that of colour photos",
         ),
+        (
+            not optimizer.seams or data.crop - 2 * border_of_a_tile(data.crop) > OVERLAP,
+            f"optimizer.seams: expected 0, or crops of 152 and more, whose tiles have pixels far from their borders; "
+            f"found data.crop = {data.crop}",
+        ),
         (optimizer.lr > 0, f"optimizer.lr: expected more than 0, found {optimizer.lr}"),
         (
             optimizer.kind == "adam" or not optimizer.weight_decay,
@@ -308,7 +322,7 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
         *(
             (getattr(section, name) >= 0, f"{where}.{name}: expected no negative value, found {getattr(section, name)}")
             for where, section, names in (
-                ("optimizer", optimizer, "eps weight_decay warmup halve_after decay_from decay_steps clip_norm"),
+                ("optimizer", optimizer, "seams eps weight_decay warmup halve_after decay_from decay_steps clip_norm"),
                 ("run", run, "steps minutes seed threads validation_crop checkpoint_every"),
             )
             for name in names.split()

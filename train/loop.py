@@ -22,8 +22,9 @@ from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from plugins import cpu_sampling
+from runtime.tiles import OVERLAP
 from train.checkpoint import CHECKPOINT, locked, write_checkpoint
-from train.config import TrainConfig
+from train.config import TrainConfig, border_of_a_tile
 from train.data import Bank, Draw, Sampler
 from train.graph import GraphedStep
 from train.journal import LOG, Journal, cut_log, opened
@@ -179,6 +180,8 @@ class Trainer:
         o = self.config.optimizer
         denoised = self.model(noisy.contiguous(memory_format=self.order)).float()
         loss = F.mse_loss(denoised, clean) if o.loss == "l2" else F.l1_loss(denoised, clean)
+        if o.seams:
+            loss = loss + o.seams * self._seams(noisy, denoised)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if o.clip_norm:
@@ -188,6 +191,15 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - o.ema)
         return loss.detach()
+
+    def _seams(self, noisy: Tensor, denoised: Tensor) -> Tensor:
+        """Mean absolute difference between a tile from the crops' middle, denoised by itself, and what the crops gave
+        there: of the pixels that `runtime/tiles.py` would keep of it."""
+        border, edge = border_of_a_tile(noisy.shape[-1]), OVERLAP // 2
+        tile, kept = slice(border, -border), slice(border + edge, -border - edge)
+        given = noisy[..., tile, tile].contiguous(memory_format=self.order)
+        alone = self.model(given).float()[..., edge:-edge, edge:-edge]
+        return F.l1_loss(alone, denoised[..., kept, kept])
 
     def _prepared(self, draws: list[Draw], crops: Tensor) -> tuple[Tensor, Tensor]:
         """The sampler's batch. A GPU makes it on a stream of its own, so that the host, which waits for the transfers,

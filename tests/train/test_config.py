@@ -124,6 +124,8 @@ def test_overriding_leaves_the_original_alone() -> None:
         (["optimizer.lr=0"], "optimizer.lr"),
         (["optimizer.loss=l3"], "l1, l2"),
         (["optimizer.ema=1.0"], "optimizer.ema"),
+        (["optimizer.seams=-1"], "optimizer.seams: expected no negative value"),
+        (["optimizer.seams=0.5", "data.crop=144"], "optimizer.seams: expected 0, or crops of 152 and more"),
         (["optimizer.beta1=1.5"], "optimizer.beta1"),
         (["optimizer.beta2=-0.1"], "optimizer.beta2"),
         (["optimizer.eps=-1e-8"], "optimizer.eps"),

@@ -59,6 +59,28 @@ def test_the_loss_falls_on_a_flat_image(trainer: Callable[..., Trainer], loss: s
     assert all(loss < 0.7 * losses[0] for loss in losses[-3:])
 
 
+def test_seams_is_what_a_border_near_by_changes_and_training_lowers_it(trainer: Callable[..., Trainer]) -> None:
+    t = trainer(data={"crop": 152, "batch": 1}, optimizer={"seams": 20.0, "loss": "l1", "warmup": 0, "lr": 2e-4})
+    generator = torch.Generator().manual_seed(0)
+    for weight in t.network.parameters():  # a new network changes nothing, wherever borders are
+        weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+    noisy, clean = t.sampler.batch(*t.sampler.crops(0))
+
+    def seam() -> float:
+        with torch.no_grad():
+            whole, tile = t.network(noisy), t.network(noisy[:, :, 24:128, 24:128])  # a fifth of 152, in eights
+            return float((whole[:, :, 72:80, 72:80] - tile[:, :, 48:56, 48:56]).abs().mean())
+
+    before = seam()
+    with torch.no_grad():
+        plain = float((t.network(noisy) - clean).abs().mean())
+    assert before > 1e-3
+    assert float(t._train_step(noisy, clean)) == pytest.approx(plain + 20 * before, rel=1e-3)
+    for _ in range(10):
+        t._train_step(noisy, clean)
+    assert seam() < before / 2
+
+
 def test_gray_networks_train_and_validate(trainer: Callable[..., Trainer]) -> None:
     t = trainer(channels=1)
     assert t.run()
