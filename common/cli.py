@@ -13,6 +13,8 @@ import typer
 
 from common.errors import InputError, SadnetError
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended."""
 MOST_PIXELS = 2**26
 """That a size on a command line may ask for."""
 
@@ -70,8 +72,7 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
     except typer.TyperException as error:  # a flag that does not exist, a value of the wrong type
         _fail(f"{error.format_message()} (--help lists the options)")
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -80,6 +81,8 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"standard output cannot be written: {error.strerror}")
+    if code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
+        print("interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -95,7 +98,7 @@ def _repeat_flags(arguments: list[str], several: Collection[str]) -> list[str]:
     for position, argument in enumerate(arguments):
         if argument == "--":
             return out + arguments[position:]
-        if argument.startswith("--"):
+        if argument.startswith("--") or argument == "-h":
             name, equals, _ = argument.partition("=")
             flag, fresh = (name, not equals) if name in several else (None, False)
             out.append(argument)

@@ -135,10 +135,10 @@ def _checked(values: dict[str, Any]) -> Sidecar:
         _match(CAPABILITY, capability)
     if values["plugin"] is not None:
         _match("library|ahead of time", values["plugin"]["kind"])
-    for file in (values["onnx"], values["plugin"]):
-        if file is not None and file.get("kind") != "ahead of time":
-            _match(r"[^/\\\0]+", file["file"])  # a name: it is looked for in folders of ours
-            _match(SHA256, file["sha256"])
+    library = [values["plugin"]] if values["plugin"] and values["plugin"]["kind"] == "library" else []
+    for file in (values["onnx"], *library):
+        _match(r"[^/\\\0]+", file["file"])  # a name: it is looked for in folders of ours
+        _match(SHA256, file["sha256"])
     _match("fp16|fp32", values["precision"])
     _match(".+", values["version"])
     _match(SHA256, values["plan_sha256"])

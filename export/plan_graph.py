@@ -1,6 +1,5 @@
 """The exported ONNX file as a plan's parser takes it: of the plan's shapes, the op in the words of its library."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it carries no types
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from common.contract import METADATA_KEY
+from common.contract import model_details
 from common.errors import InputError, ModelError
 from common.padding import MULTIPLE
 from export.plan_types import DTYPES, inferred, is_op
@@ -32,26 +31,32 @@ def load_network(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
             raise InputError(f"{path}: expected an ONNX model file, found {'a folder' if path.is_dir() else 'none'}")
         model = onnx.load(path)
         onnx.checker.check_model(model)
+        _check_nodes(model)
     except OSError as error:
         raise InputError(f"{path}: expected an ONNX model file, cannot read it: {error.strerror or error}") from error
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{path}: expected an ONNX model, found another or a damaged file ({reason})") from error
-    try:
-        details = json.loads({entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY, ""))
-    except ValueError:
-        details = None
+    details = model_details(path, {entry.key: entry.value for entry in model.metadata_props})
     inputs, outputs = model.graph.input, model.graph.output
-    if not isinstance(details, dict) or len(inputs) != 1 or len(outputs) != 1 or len(shape(inputs[0])) != 4:
-        raise ModelError(
-            f"{path} is another network: expected one written by export/to_onnx.py (with '{METADATA_KEY}' in its "
-            "metadata, one input and one output of four dimensions)"
-        )
+    if len(inputs) != 1 or len(outputs) != 1 or len(shape(inputs[0])) != 4:
+        raise ModelError(f"{path} is another network: expected one input and one output of four dimensions")
     if any(map(is_op, model.graph.node)) and not any(function.name == op.NAME for function in model.functions):
         raise ModelError(f"{path}: expected the function body of {op.NAME}, found none: export the model again")
     for node in filter(is_op, model.graph.node):
         onnx_op.state_attributes(node)
     return model, details
+
+
+def _check_nodes(model: onnx.ModelProto) -> None:
+    """Raise ValueError for what a damaged file may hold beside what ONNX's checker looks at: names that are no text,
+    which protobuf then gives as bytes, and other inputs than the op has."""
+    for node in model.graph.node:
+        names = (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+        if damaged := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"the name {damaged[0]!r}")
+        if is_op(node) and (len(node.input), len(node.output)) != (len(onnx_op.INPUTS), 1):
+            raise ValueError(f"{node.name} with {len(node.input)} inputs and {len(node.output)} outputs")
 
 
 def shape(value: onnx.ValueInfoProto) -> list[int]:
@@ -129,6 +134,8 @@ def with_grid_sample(model: onnx.ModelProto, height: int, width: int) -> onnx.Mo
             nodes[original.output[0]] = original
             continue
         x, offset_mask, weight, bias = original.input
+        if len(shapes.get(x, ())) != 4 or 0 in shapes[x]:
+            raise ModelError(f"expected an image with channels into {original.name}, found {x}: a damaged file")
         _, channels, rows, columns = shapes[x]
         convolution = nodes[offset_mask] if offset_mask in nodes and uses[offset_mask] == 1 else None
         strips = 1
@@ -144,7 +151,12 @@ def with_grid_sample(model: onnx.ModelProto, height: int, width: int) -> onnx.Mo
             node.input.extend([*original.input, FIRST_ROW])
         else:
             node.op_type = f"{onnx_op.STRIPS_NAME}{strips}"
-            node.input.extend([x, *convolution.input, weight, bias])
+            features, kernel, *rest = convolution.input
+            if not any(rest):  # the exporter drops a bias of zeros
+                rest = [f"{kernel}.no_bias"]
+                zeros = np.zeros(op.offset_mask_channels(groups), dtype)
+                result.graph.initializer.append(numpy_helper.from_array(zeros, rest[0]))
+            node.input.extend([x, features, kernel, *rest, weight, bias])
             functions[node.op_type] = onnx_op.strips_body(strips)
             del nodes[offset_mask]
         nodes[node.output[0]] = node

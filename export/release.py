@@ -11,6 +11,7 @@ images.
 
 import contextlib
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -66,6 +67,8 @@ def main(
         trained["config"]["data"]["folders"] = [Path(folder).name for folder in folders]  # not where they lay here
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{run}: expected a run with {WEIGHTS} and {CARD}, found: {error!r}") from error
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise InputError(f"--name: expected letters, digits and any of _.-, found {name!r}")
     paths = {kind: ASSETS / f"{name}.{kind}" for kind in ("safetensors", "onnx", "json")}
     if not overwrite and any(path.exists() for path in paths.values()):
         raise InputError(f"{ASSETS / name}.*: expected no such model, found one: pass --overwrite to replace it")

@@ -21,13 +21,15 @@ import numpy as np
 import typer
 
 from common import cli
-from common.contract import METADATA_KEY
+from common.contract import FORMAT, METADATA_KEY
 from common.errors import InputError
 from common.files import sha256, whole_file
 from common.padding import MULTIPLE
 
 with cli.needs("dev", __name__):
     import onnx
+    import onnxruntime  # noqa: F401 - the parity check needs it, after the export, which takes a while
+    import onnxscript  # noqa: F401 - PyTorch's exporter does
     import torch
     from onnx import helper, numpy_helper
     from torch import Tensor, nn
@@ -115,7 +117,7 @@ def export_network(network: SADNet, precision: Precision, io: Io, details: dict[
     store_as_half(model)
     model.producer_name, model.producer_version = "sadnet-trt", ""
     model.doc_string = "SADNet image denoiser (Chang et al., ECCV 2020)"
-    details = {"format": 1, "config": network.config.as_dict(), "precision": precision, "io": io, **details}
+    details = {"format": FORMAT, "config": network.config.as_dict(), "precision": precision, "io": io, **details}
     helper.set_model_props(model, {METADATA_KEY: json.dumps(details)})
     onnx.checker.check_model(model)
     return model

@@ -7,7 +7,7 @@
 TensorRT-RTX plans are built without a GPU, for all RTX cards from Ampere on; `--compute-capability 7.5` makes one for
 Turing. TensorRT plans are built on the GPU that runs them. Sizes are rounded up to multiples of 8, as the runtime pads
 images. Whatever types the file has, the plan computes in those of `--precision`, with the deformable convolution's
-sampling and the last addition in fp32; every layer that the library has parsed is checked for it.
+sampling and the last addition in fp32; convolutions and sampling are checked for it as the library has parsed them.
 """
 
 import time
@@ -20,7 +20,7 @@ from common import cli
 from common.errors import InputError
 from common.files import sha256
 from common.padding import MULTIPLE
-from common.plan_sidecar import Sidecar, plan_files, sidecar_path
+from common.plan_sidecar import MOST, Sidecar, plan_files, sidecar_path
 from common.tensorrt_library import NAMES, Backend
 
 with cli.needs("dev", __name__):
@@ -121,6 +121,8 @@ def plan_sizes(size: str | None, least: str | None, usual: str | None, most: str
 
 def _padded(option: str, text: str) -> tuple[int, int]:
     width, height = (-(-side // MULTIPLE) * MULTIPLE for side in cli.parse_size(option, text))
+    if max(width, height) > MOST:
+        raise InputError(f"{option}: expected at most {MOST} pixels a side, found {text!r}")
     return width, height
 
 

@@ -220,7 +220,12 @@ _GRID_SAMPLE = """
 
     offset_shape = Concat <axis = 0> (n_groups, taps, two, rows, w)
     offset_taps = Reshape <allowzero = 1> (offset, offset_shape)
-    f32_offset = Cast <to = 1> (offset_taps)
+    f32_any = Cast <to = 1> (offset_taps)
+    f32_far = Constant <value_float = 16777216.0> ()
+    f32_far_back = Constant <value_float = -16777216.0> ()
+    not_a_number = IsNaN (f32_any)
+    f32_number = Where (not_a_number, f32_far, f32_any)
+    f32_offset = Clip (f32_number, f32_far_back, f32_far)
     f32_half = Constant <value_float = 0.5> ()
     f32_unit = Constant <value_float = 1.0> ()
 

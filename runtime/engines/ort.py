@@ -2,14 +2,13 @@
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.contract import METADATA_KEY
+from common.contract import model_details
 from common.errors import DependencyError, InputError, ModelError
 from runtime.engines.base import Engine, Images, Io, SizeRange, size_of
 from runtime.memory import device_bytes, pixels_in, pixels_in_host
@@ -116,16 +115,7 @@ class OrtEngine(Engine):
                 f"{self.path} is another network: expected one input and one output N,C,H,W of one type "
                 f"with 1 or 3 channels, found {found}"
             )
-        try:
-            details = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""))
-        except ValueError:
-            details = None
-        if not isinstance(details, dict):
-            raise ModelError(
-                f"{self.path} is another network: expected one written by export/to_onnx.py (with '{METADATA_KEY}' "
-                "in its metadata), found none"
-            )
-        return details
+        return model_details(self.path, session.get_modelmeta().custom_metadata_map)
 
 
 def _planar_shape(value: Any) -> list[Any]:

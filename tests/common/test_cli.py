@@ -80,7 +80,8 @@ def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str], ar
 
 def test_other_endings(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(capsys, "--fail", "some")[0] == 1
-    assert outcome(capsys, "--fail", "interrupt")[0] == 130
+    assert outcome(capsys, "--fail", "interrupt") == (130, "", "interrupted\n")
+    assert outcome(capsys, "--sigma", "30", "-h")[0] == 0
     with pytest.raises(ZeroDivisionError):
         outcome(capsys, "--fail", "defect")
 

@@ -1,5 +1,6 @@
 """The graph that a plan is made of: its types, and that it computes what the exported file does."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,20 @@ def test_grid_sample_computes_what_deform_conv_does(precision: Precision, bound:
         assert difference.mean() <= bound / 20, shape
 
 
+def test_offset_convolutions_may_have_no_bias() -> None:
+    """PyTorch's exporter drops one of zeros."""
+    model = bundled()
+    makers = {node.output[0]: node for node in model.graph.node}
+    for node in filter(is_op, model.graph.node):
+        del makers[node.input[1]].input[2]
+    original = onnx.ModelProto()
+    original.CopyFrom(model)
+    retype(model, Precision.FP32)
+    x = np.random.default_rng(0).random((1, 3, 40, 56), dtype=np.float32)
+    found = denoise(plan_graph.with_grid_sample(model, 1088, 1920), x)  # in strips
+    np.testing.assert_allclose(found, denoise(original, x), rtol=0, atol=2e-5)
+
+
 def photo(name: str) -> Images:
     """A part of a sample photo, (1, 3, 160, 240)."""
     pixels = rgb8(read_picture(ASSETS / name))[:160, :240].astype(np.float32)
@@ -234,6 +249,38 @@ def test_model_without_its_function_body_is_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "bare.onnx")
     with pytest.raises(ModelError, match="expected the function body"):
         plan_graph.load_network(tmp_path / "bare.onnx")
+
+
+@pytest.mark.parametrize("damage", ["name", "attribute", "inputs", "metadata"])
+def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
+    model = onnx.load(BUNDLED)
+    node = next(filter(is_op, model.graph.node))
+    if damage == "name":
+        node.name = "QQQQ"
+    elif damage == "inputs":
+        del node.input[3]
+    elif damage == "metadata":
+        details = json.loads(model.metadata_props[0].value)
+        helper.set_model_props(model, {"sadnet": json.dumps(details | {"format": 99})})
+    else:
+        node.attribute[0].name = "QQQQ"
+    data = model.SerializeToString()
+    if damage in ("name", "attribute"):  # bytes that are no UTF-8, which protobuf itself would not write
+        assert data.count(b"QQQQ") == 1
+        data = data.replace(b"QQQQ", b"Q\xe0\xe0Q")
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="format 1, found 99" if damage == "metadata" else "a damaged file"):
+        plan_graph.load_network(path)
+
+
+def test_an_op_whose_image_has_no_shape_is_refused(tmp_path: Path) -> None:
+    model = bundled()
+    retype(model, Precision.FP32)
+    node = next(filter(is_op, model.graph.node))
+    node.input[0] = model.graph.initializer[0].name
+    with pytest.raises(ModelError, match="expected an image with channels into"):
+        plan_graph.with_grid_sample(model, 96, 96)
 
 
 def test_building_needs_no_pytorch() -> None:

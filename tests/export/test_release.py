@@ -108,6 +108,12 @@ def test_the_mean_with_other_weights_is_released(
     assert not list(tmp_path.glob("new.*"))
 
 
+@pytest.mark.parametrize("name", ["../real", "/tmp/real", ".real", ""])
+def test_a_name_that_is_a_path_is_refused(run: Path, test_set: Path, name: str) -> None:
+    with pytest.raises(InputError, match="--name: expected letters, digits"):
+        release.main(run, name, "none", [str(test_set)])
+
+
 def test_a_run_without_weights_is_refused(test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "ASSETS", tmp_path)
     with pytest.raises(ModelError, match=r"expected a run with weights\.safetensors"):

@@ -164,7 +164,8 @@ def test_ctrl_c_cancels_the_build(rtx: Command, tmp_path: Path, monkeypatch: pyt
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(RtxTarget, "configure", interrupted)
-    assert rtx("--size", "64x64")[0] == 130
+    code, _, err = rtx("--size", "64x64")
+    assert (code, err) == (130, "interrupted\n")
     assert files(tmp_path) == []
 
 
@@ -178,6 +179,7 @@ def test_ctrl_c_cancels_the_build(rtx: Command, tmp_path: Path, monkeypatch: pyt
         (("--size", "0x64"), "--size: expected WIDTHxHEIGHT"),
         (("--size", "64x-8"), "--size: expected WIDTHxHEIGHT"),
         (("--size", "20000x20000"), "at most 2^26 pixels"),
+        (("--size", "70000x8"), "--size: expected at most 65536 pixels a side"),
         (("--min", "64x64", "--opt", "32x64", "--max", "128x128"), "in ascending order"),
         (("--size", "64x64", "--compute-capability", "9.9"), "--compute-capability: expected one of 7.5, 8.0,"),
         (("--size", "64x64", "--compute-capability", "7.5", "8.6"), "expected 7.5 alone"),

@@ -89,6 +89,16 @@ def test_any_rows_equal_the_specification(
     np.testing.assert_allclose(found, expected[:, :, first:end], rtol=1e-4, atol=1e-4 * max(1.0, reach))
 
 
+@pytest.mark.parametrize("place", [np.nan, np.inf, -np.inf, 3e38, -1e10])
+def test_places_that_are_nowhere_are_outside_of_the_image(place: float) -> None:
+    inputs = operands(0, 2, 4, 3, 2, 4, 5, 1.0)
+    inputs["offset_mask"][0, 1, 2] = 1000  # a coordinate of one tap, along a row
+    expected = specification(inputs, 2, 0.2)
+    inputs["offset_mask"][0, 1, 2] = place
+    found = run([onnx_op.grid_sample_body()], {**inputs, "first_row": np.array([0])}, 2, 0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("strips", [1, 2, 4, 8])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_strips_equal_the_whole(strips: int, rows: int) -> None:

@@ -85,6 +85,7 @@ def drop(name: str) -> Callable[[Path], None]:
             "expected NVIDIA L40S, for which this plan was built, found NVIDIA GeForce RTX 4090",
         ),
         (change(plugin={"kind": "library", "file": "../lib.so", "sha256": "0" * 64}), ModelError, "lib.so"),
+        (change(onnx=None), ModelError, "a damaged file"),
         (change(onnx={"file": "a/b.onnx", "sha256": "0" * 64}), ModelError, "b.onnx"),
         (change(compute_capabilities="8.9"), ModelError, "'8'"),
         (change(compute_capabilities=["sm_89"]), ModelError, "sm_89"),
