@@ -56,10 +56,26 @@ def check_free(path: Path, *, overwrite: bool, option: str = "--output") -> None
         raise OutputError(f"cannot write {path}: no permission to write into {folder}")
 
 
+def make_folder(path: Path) -> None:
+    """With its parents, where it is missing: before hours of work, as for some folders nothing else shows that it
+    cannot be made. Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        there = next(part for part in (path.absolute(), *path.absolute().parents) if os.path.lexists(part))
+        reason = error.strerror if there.is_dir() else f"{there} is not a folder"
+        raise OutputError(f"cannot make the folder {path}: {reason}") from error
+
+
 def write_whole(path: str | os.PathLike[str], data: bytes | str, *, overwrite: bool) -> None:
     """Write `data` to `path` so that a reader sees all of it or nothing; see `whole_file`."""
     with whole_file(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def ending(suffix: str) -> str:
+    """A file name's ending in words, for what is raised."""
+    return repr(suffix) if suffix else "no ending"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -19,7 +19,7 @@ from common.chatter import quiet_stderr
 from common.containers import FORMATS, animated, format_of, header_of, jpeg_scans, png_chunks
 from common.directories import DamagedError
 from common.errors import InputError, OutputError
-from common.files import write_whole
+from common.files import ending, write_whole
 from common.metadata import Metadata, orientation, png_chunk, put_metadata, read_metadata, storable
 from common.tiff import exif_fits, mend_tiff, put_tags, upright
 
@@ -35,6 +35,8 @@ _MOST_SIDE_WRITTEN = {"JPEG": 65_500, "WebP": 16_383, "PNG": 1_000_000}
 """The formats' own limits, as their libraries have them."""
 _MOST_SCANS = 100
 """Of a progressive JPEG: each costs a pass over all pixels, and takes as little as 30 bytes of the file."""
+_ENDINGS = {kind: suffix for suffix, kind in reversed(FORMATS.items())}
+"""Of each format the first, which OpenCV knows."""
 _NAMES = "JPEG, PNG, TIFF, WebP or BMP"
 
 
@@ -190,7 +192,7 @@ def encode_picture(
     if alpha is not None and gray and kind == "PNG":
         data = _gray_alpha_png(pixels, alpha)
     else:
-        data = _encode(pixels, alpha, kind, suffix.lower(), quality, consume)
+        data = _encode(pixels, alpha, kind, quality, consume)
     try:
         if kind == "TIFF":
             data = put_tags(data, kept, alpha=alpha is not None, premultiplied=picture.premultiplied)
@@ -207,7 +209,7 @@ def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool, size: tuple[
     rows and columns as `size`."""
     kind = FORMATS.get(suffix.lower())
     if kind is None:
-        raise OutputError(f"expected a file name ending in {', '.join(FORMATS)}, found {suffix or 'no ending'!r}")
+        raise OutputError(f"expected a file name ending in {', '.join(FORMATS)}, found {ending(suffix)}")
     if dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         raise OutputError(f"{kind} holds 8 bits, the picture has 16: write a PNG or TIFF, or round it (--depth 8)")
     if alpha and kind == "JPEG":
@@ -279,9 +281,7 @@ def _split(decoded: NDArray[Any], gray: bool) -> tuple[NDArray[Any], NDArray[Any
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if alpha is None else cv2.COLOR_BGRA2RGB)), alpha
 
 
-def _encode(
-    pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, suffix: str, quality: int, consume: bool
-) -> bytes:
+def _encode(pixels: NDArray[Any], alpha: NDArray[Any] | None, kind: str, quality: int, consume: bool) -> bytes:
     image: Any = np.ascontiguousarray(pixels)
     if alpha is not None:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGRA if image.ndim == 3 else cv2.COLOR_GRAY2BGRA)
@@ -294,7 +294,7 @@ def _encode(
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:
         with quiet_stderr():
-            done, data = cv2.imencode(suffix, image, _options(kind, quality))
+            done, data = cv2.imencode(_ENDINGS[kind], image, _options(kind, quality))
     except cv2.error:
         done = False
     if not done:

@@ -1,6 +1,6 @@
 """`Denoiser`: pictures as arrays in, denoised pictures out. Pads, cuts into tiles and rounds; an engine does the rest.
 
-with Denoiser("assets/real_color.onnx") as denoiser:
+with Denoiser("real_color") as denoiser:
     clean = denoiser.denoise(noisy)  # (H, W), (H, W, 3) or (N, H, W, 3); uint8, uint16 or float
 """
 
@@ -33,8 +33,8 @@ class Denoiser:
     """A loaded model that denoises arrays. `denoise` may be called from several threads at once.
 
     Args:
-        engine: a model file or a folder of plans, which is opened here and closed by `close`, or an open engine, which
-            stays its owner's.
+        engine: the name of a bundled model, a model file or a folder of plans, which is opened here and closed by
+            `close`, or an open engine, which stays its owner's.
         tile: side of the square tiles in pixels, a multiple of 8, at least 64. None or 0: chosen by the memory that is
             free, see `side`. An engine that does not take that size gets the nearest that it takes.
         threads: CPU threads of an engine that is opened here; None leaves them to the engine.
@@ -188,8 +188,8 @@ def check_tile(tile: int | None) -> int | None:
 
 def check_strength(strength: float) -> None:
     """Raises InputError where `strength` is not in 0 to 1."""
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength: expected 0 (the input) to 1 (denoised), found {strength}")
+    if not isinstance(strength, int | float | np.floating) or not 0 <= strength <= 1:
+        raise InputError(f"strength: expected 0 (the input) to 1 (denoised), found {strength!r}")
 
 
 def _check_image(image: NDArray[Any], engine: Engine) -> None:

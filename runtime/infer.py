@@ -9,6 +9,7 @@ One bad file never stops the rest: it is named on stderr, and the exit code is 1
 leave whole files only. Videos need PyAV: pip install -e '.[video]'.
 """
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from common.cli import application, run
 from common.errors import InputError
+from common.files import make_folder
+from common.images import IMAGE_SUFFIXES
 from runtime.denoiser import Denoiser, check_tile
 from runtime.jobs import Plan, make_plan
 from runtime.models import ASSETS, better_on_gray, bundled_models, model_file
@@ -39,6 +42,12 @@ FLICKER = (
 app = application("Denoise images, videos, and folders of them.")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sadnet-trt {importlib.metadata.version('sadnet-trt')}")
+        raise typer.Exit
+
+
 def _list_models(wanted: bool) -> None:
     if wanted:
         models = bundled_models()
@@ -54,7 +63,7 @@ def infer(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Images (JPEG, PNG, TIFF, WebP, BMP), videos (pip install -e '.[video]'), folders, 'quoted/**/*.jpg'.",
         ),
     ],
@@ -63,12 +72,18 @@ def infer(
         bool,
         typer.Option("--list-models", is_eager=True, callback=_list_models, help="Say which noise each is for."),
     ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which version this is.")
+    ] = False,
     engine: Annotated[
         Path | None, typer.Option(help="A model file of yours: .onnx, .plan or .safetensors, or a folder of plans.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="A file for one file, otherwise a folder. Default: beside the file or folder, *_denoised."),
+    ] = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="Of all images written: jpg, png, tif, webp or bmp. Default: theirs.")
     ] = None,
     strength: Annotated[float, typer.Option(help="0 keeps the input, 1 denoises fully.")] = 1.0,
     depth: Annotated[int | None, typer.Option(help="8: round 16-bit images to 8 bits; default: keep theirs.")] = None,
@@ -97,7 +112,10 @@ def infer(
         raise InputError("expected one of --overwrite and --skip-existing, found both")
     settings = Settings(strength, depth, quality, overwrite, skip_existing, max_megapixels * 1_000_000)
     path = model_file(model) if model else engine or DEFAULT_ENGINE
-    plan = make_plan(inputs, output, overwrite=overwrite, skip_existing=skip_existing)
+    suffix = f".{file_format.lower()}" if file_format is not None else ""
+    if suffix and suffix not in IMAGE_SUFFIXES:
+        raise InputError(f"--format: expected jpg, png, tif, webp or bmp, found {file_format!r}")
+    plan = make_plan(inputs, output, suffix=suffix, overwrite=overwrite, skip_existing=skip_existing)
     if plan.faults and (plan.alone or (len(plan.faults) == 1 and not plan.jobs and not plan.skipped)):
         raise plan.faults[0]
     summary, name = Summary(), ""
@@ -110,6 +128,7 @@ def infer(
             more = f" and {len(plan.results) - 1} more" if len(plan.results) > 1 else ""
             print(f"note: results of an earlier run were left out: {plan.results[0]}{more}", file=stderr)
         if plan.jobs:
+            make_folder(plan.into or plan.jobs[0].target.parent)
             with Denoiser(path, tile=tile, threads=threads) as denoiser:
                 name = denoiser.engine.name
                 if not tile and denoiser.side < TILE:
@@ -135,7 +154,7 @@ def _gray_note(model: Path) -> str | None:
     better = better_on_gray(model)
     if better is None:
         return None
-    line = f"note: {model.stem} leaves most of a gray picture's white noise"
+    line = f"note: of white noise on gray pictures {model.stem} leaves much"
     return line + (f": --model {' or '.join(found.name for found in better)} removes more" if better else "")
 
 
@@ -186,7 +205,7 @@ def _told(summary: Summary, plan: Plan, failed: int, engine: str) -> str:
     if summary.interrupted is not None:
         left = len(plan.jobs) - summary.done - summary.skipped - len(summary.faults)
         line += f", interrupted with {left} left: --skip-existing goes on from here"
-        line += f"; {summary.interrupted}" if summary.interrupted else ""
+        line += f"; {summary.interrupted}, and its video begins again" if summary.interrupted else ""
     elif summary.done and (into := plan.jobs[0].target if plan.alone else plan.into):
         line += f" -> {into}"
     return line

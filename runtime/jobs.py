@@ -4,6 +4,7 @@ Known before a model is loaded, so that what cannot be done is told at once.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,16 +12,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from common.errors import InputError, OutputError, SadnetError
+from common.files import ending
 from common.images import IMAGE_SUFFIXES
 from runtime.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-_PHOTOS = dict.fromkeys(
-    (".heic", ".heif", ".avif", ".jxl", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
-    "export it as TIFF or JPEG first",
-)
+_KINDS = "heic heif avif jxl jp2 ppm psd exr dng cr2 cr3 nef arw orf raf rw2 pef srw"
+_PHOTOS = {f".{kind}": "export it as TIFF or JPEG first" for kind in _KINDS.split()}
 _VIDEOS = dict.fromkeys((".avi", ".mts", ".m2ts", ".wmv", ".flv"), "ffmpeg -i IN -c copy OUT.mkv wraps it anew")
-OTHERS = _PHOTOS | _VIDEOS
+OTHERS = _PHOTOS | _VIDEOS | {".gif": "ffmpeg -i IN OUT.mkv makes a video of it"}
 """Endings of photos and videos that are not read, and what helps."""
 _WILD = frozenset("*?[")
 _DENOISED = "_denoised"
@@ -67,13 +67,21 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = False, skip_existing: bool = False) -> Plan:
+def make_plan(
+    inputs: list[Path],
+    output: Path | None,
+    *,
+    suffix: str = "",
+    overwrite: bool = False,
+    skip_existing: bool = False,
+) -> Plan:
     """Pair every image and video of `inputs` with the file that it will be written to.
 
     inputs: files; folders, whose files keep their place below them; patterns that the shell has left alone, whose files
     keep their place below the pattern's fixed part (`**` stands for any number of folders).
     output: a file for one file, a folder otherwise. None: files go beside their originals as NAME_denoised, a folder's
     into FOLDER_denoised.
+    suffix: of all images that are written, such as ".jpg"; by default each keeps its own. Videos keep theirs.
 
     An output that exists is a fault unless it is to be overwritten or skipped; no input is ever written over. Raises
     InputError where `output` cannot be what it has to be.
@@ -84,6 +92,10 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = Fals
     for given in inputs:
         if output and is_folder(given) and os.path.realpath(output) == os.path.realpath(given):
             raise InputError(f"--output {output}: expected another folder than the input's, found the same")
+    if output and alone and suffix and not is_folder(output):
+        raise InputError(
+            f"--output {output}: expected a folder that exists, as --format is for many, found a file name"
+        )
     plan = Plan(alone=alone)
     if not alone and (output or (len(inputs) == 1 and is_folder(inputs[0]))):
         plan.into = output or _folder_beside(inputs[0])
@@ -91,6 +103,8 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = Fals
     for given in inputs:
         try:
             for source, target in _pairs(given, output, plan):
+                if suffix and not is_video(source):
+                    target = target.with_suffix(suffix)
                 if found.setdefault(target, source) != source:
                     text = f"{source} and {found[target]} would both be written to {target}"
                     plan.faults.append(InputError(f"{text}: give them folders of their own"))
@@ -101,8 +115,10 @@ def make_plan(inputs: list[Path], output: Path | None, *, overwrite: bool = Fals
         except RecursionError:
             plan.faults.append(InputError(f"{given}: expected folders less than about a thousand deep, found more"))
     results = {_beside(source) for source in found.values()}  # the shell's `*.jpg` finds those of an earlier run too
-    plan.results = [source for source in found.values() if source in results]
-    found = {target: source for target, source in found.items() if source not in results}
+    if suffix:
+        results |= {result.with_suffix(suffix) for result in results if not is_video(result)}
+    plan.results = [source for source in found.values() if _whole(source) in results]
+    found = {target: source for target, source in found.items() if source not in plan.results}
     sources = {os.path.realpath(source) for source in found.values()}
     for target, source in found.items():
         if os.path.realpath(target) in sources:
@@ -156,7 +172,7 @@ def _target(given: Path, output: Path | None, alone: bool) -> Path:
     if not given.exists():
         raise InputError(f"{given}: expected an image or video file or a folder, found nothing of that name")
     if given.suffix.lower() not in SUFFIXES:
-        text = f"{given}: expected an image or a video ({_suffixes()}), found {_ending(given)}"
+        text = f"{given}: expected an image or a video ({_suffixes()}), found {ending(given.suffix)}"
         advice = OTHERS.get(given.suffix.lower())
         raise InputError(f"{text}: {advice}" if advice else text)
     if output is None:
@@ -167,7 +183,7 @@ def _target(given: Path, output: Path | None, alone: bool) -> Path:
     if output.suffix.lower() not in allowed:
         raise InputError(
             f"--output {output}: expected a file name ending in {', '.join(sorted(allowed))}, or a folder that exists, "
-            f"found {_ending(output)}"
+            f"found {ending(output.suffix)}"
         )
     return output
 
@@ -251,8 +267,9 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}{_DENOISED}{path.suffix}")
 
 
-def _ending(path: Path) -> str:
-    return repr(path.suffix or "no ending")
+def _whole(path: Path) -> Path:
+    """The name of the video that `runtime.video` kept the first frames of, in X.partial.mp4 or X.partial1.mp4."""
+    return path.with_stem(re.sub(r"\.partial\d*$", "", path.stem)) if is_video(path) else path
 
 
 def _suffixes() -> str:

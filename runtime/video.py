@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DependencyError, InputError, OutputError
-from common.files import whole_file
+from common.files import ending, whole_file
 from runtime.denoiser import Denoiser, check_strength
 
 if TYPE_CHECKING:  # PyAV is an extra, and this module is imported where no video is
@@ -93,8 +93,8 @@ def denoise_video(
     if not 1 <= quality <= 100:
         raise InputError(f"quality: expected 1 to 100, found {quality}")
     if target.suffix.lower() not in VIDEO_SUFFIXES:
-        found = target.suffix or "no ending"
-        raise InputError(f"{target}: expected a video file ({', '.join(sorted(VIDEO_SUFFIXES))}), found {found!r}")
+        kinds = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise InputError(f"{target}: expected a video file ({kinds}), found {ending(target.suffix)}")
     try:
         from runtime.video_source import Source
         from runtime.video_target import Target

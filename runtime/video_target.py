@@ -72,6 +72,7 @@ class Target:
         self._streams: dict[int, Stream] = {}
         self._refused = 0
         self._unit = 0  # of the frames' times, the greatest, in ticks
+        self._broken = ""
         metadata = source.container.metadata
         with self._told():
             self._container = av.open(
@@ -207,10 +208,13 @@ class Target:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
+        if self._broken:  # the muxer of MP4 whose header could not be written crashes on what comes next
+            raise OutputError(self._broken)
         try:
             yield
         except (av.FFmpegError, OSError) as error:
-            raise OutputError(f"cannot write {self.name}: {reason(error)}") from error
+            self._broken = f"cannot write {self.name}: {reason(error)}"
+            raise OutputError(self._broken) from error
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from common.errors import DependencyError, InputError
+from common.files import ending
 from runtime.engines.base import Engine
+from runtime.models import ASSETS
 
 __all__ = ["Engine", "open_engine"]
 
@@ -14,6 +16,7 @@ KINDS = ".onnx, .plan or .safetensors, or a folder of plans"
 def open_engine(path: str | os.PathLike[str], threads: int | None = None) -> Engine:
     """Load a model with the engine that its name asks for.
 
+    a name         of a bundled model, such as real_color
     .onnx          ONNX Runtime, on a GPU where the installed build has CUDA
     .plan          TensorRT or TensorRT-RTX, whichever built it
     a folder       all plans in it, of one network; each picture goes to the one that suits its size best
@@ -28,6 +31,8 @@ def open_engine(path: str | os.PathLike[str], threads: int | None = None) -> Eng
     if threads is not None and not 1 <= threads <= most:  # more than the cores only get in each other's way
         raise InputError(f"--threads: expected 1 to {most}, the cores of this machine, found {threads}")
     try:
+        if path.name == str(path) and not path.exists() and (bundled := ASSETS / f"{path}.onnx").is_file():
+            path = bundled
         is_folder, is_file = path.is_dir(), path.is_file()
         plans = sorted(path.glob("*.plan")) if is_folder else [path]
     except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -40,7 +45,9 @@ def open_engine(path: str | os.PathLike[str], threads: int | None = None) -> Eng
             )
         kind = ".plan"
     elif kind not in (".onnx", ".plan", ".safetensors"):
-        raise InputError(f"{path}: expected a model file ending in {KINDS}, found {path.suffix or 'no ending'!r}")
+        raise InputError(
+            f"{path}: expected a bundled model's name or a model file ending in {KINDS}, found {ending(path.suffix)}"
+        )
     elif not is_file:
         raise InputError(f"{path}: expected a model file, found no such file")
     if kind == ".plan":

@@ -89,8 +89,8 @@ def test_sizes_that_are_refused(tile: int) -> None:
         Denoiser(Stub(), tile=tile)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_strengths_that_are_refused(strength: float) -> None:
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), "1", None])
+def test_strengths_that_are_refused(strength: Any) -> None:
     with pytest.raises(InputError, match="strength"):
         Denoiser(Stub()).denoise(np.zeros((8, 8), np.uint8), strength)
 

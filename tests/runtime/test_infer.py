@@ -1,5 +1,6 @@
 """`runtime/infer.py` and `runtime/demo.py` as people run them: the files."""
 
+import importlib.metadata
 import json
 import shutil
 import signal
@@ -36,6 +37,26 @@ def test_output_names_a_file_or_a_folder_that_exists(tmp_path: Path, model: Path
         assert script("infer.py", source, "--engine", model, "--output", tmp_path / output).returncode == 0
     assert (tmp_path / "new" / "b.tiff").exists()
     assert (tmp_path / "out" / "a.png").exists()
+
+
+def test_a_folder_of_another_format(tmp_path: Path, model: Path) -> None:
+    pixels = read_picture(photo(tmp_path / "in" / "a.png", dtype=np.uint16)).pixels
+    photo(tmp_path / "in" / "deep" / "b.jfif")
+    result = script("infer.py", tmp_path / "in", "--engine", model, "--format", "TIF", "--output", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tree(tmp_path / "out") == ["a.tif", "deep/b.tif"]
+    np.testing.assert_array_equal(read_picture(tmp_path / "out" / "a.tif").pixels, pixels)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    result = script("infer.py", tmp_path / "in", "--output", "/proc/out")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: cannot make the folder /proc/out")
+
+
+def test_the_version() -> None:
+    assert script("infer.py", "--version").stdout == f"sadnet-trt {importlib.metadata.version('sadnet-trt')}\n"
 
 
 def test_strength_and_depth_reach_the_file(tmp_path: Path, write_model: WriteModel) -> None:
@@ -161,7 +182,7 @@ def test_ctrl_c_leaves_whole_files_and_the_rest_is_done_later(
         time.sleep(0.01)
     running.send_signal(number)
     stdout, stderr = running.communicate(timeout=60)
-    assert (running.returncode, stderr) == (130, "")
+    assert (running.returncode, stderr) == (130, "interrupted\n")
     files = tree(output)
     assert 0 < len(files) < 60
     assert stdout.startswith(f"{len(files)} image")

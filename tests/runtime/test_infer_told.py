@@ -116,7 +116,7 @@ def test_a_word_about_gray_pictures(tmp_path: Path, write_model: WriteModel) -> 
         assert (result.returncode, result.stderr.count("\n")) == (0, lines), result.stderr
         if lines:
             named = "blind_color" if model else "real_color"
-            words = f"note: {named} leaves most of a gray picture's white noise: --model blind_gray removes more\n"
+            words = f"note: of white noise on gray pictures {named} leaves much: --model blind_gray removes more\n"
             assert result.stderr == words
 
 
@@ -190,6 +190,7 @@ def bad(tmp_path: Path, write_model: WriteModel) -> Path:
         ("good.png --tile big", "Invalid value for '--tile'"),
         ("good.png --strength 2", "strength: expected 0 (the input) to 1 (denoised), found 2.0"),
         ("good.png --strength nan", "found nan"),
+        ("good.png --format gif", "--format: expected jpg, png, tif, webp or bmp, found 'gif'"),
         ("good.png --quality 0", "quality: expected 1 to 100, found 0"),
         ("good.png --depth 16", "depth: expected 8, or none to keep the picture's own, found 16"),
         ("good.png --model none", "--model none: expected blind_color"),
@@ -200,7 +201,7 @@ def bad(tmp_path: Path, write_model: WriteModel) -> Path:
         ("good.png --threads 0", "--threads: expected 1 to "),
         ("good.png --output x.gif", "expected a file name ending in"),
         ("good.png good.png --output text.png", "expected a folder to write several files to, found a file"),
-        ("good.png --output text.png/x.png", "cannot write"),
+        ("good.png --output text.png/x.png", "text.png is not a folder"),
         ("--nonsense", "No such option"),
         ("", "Missing argument"),
     ],

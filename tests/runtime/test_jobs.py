@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,9 +31,8 @@ def pairs(plan: Plan) -> dict[str, str]:
     return {str(job.source): str(job.target) for job in plan.jobs}
 
 
-def plan_of(*inputs: str, output: str | None = None, overwrite: bool = False, skip_existing: bool = False) -> Plan:
-    into = Path(output) if output else None
-    return make_plan([Path(name) for name in inputs], into, overwrite=overwrite, skip_existing=skip_existing)
+def plan_of(*inputs: str, output: str | None = None, **options: Any) -> Plan:
+    return make_plan([Path(name) for name in inputs], Path(output) if output else None, **options)
 
 
 def test_files_folders_and_patterns_together(here: Path) -> None:
@@ -164,6 +164,28 @@ def test_results_beside_their_originals_are_no_inputs(here: Path) -> None:
     touch("folder/a.jpg", "folder/a_denoised.jpg")
     assert pairs(plan_of("folder", output="out")) == {"folder/a.jpg": "out/a.jpg"}
     assert pairs(plan_of("a_denoised.jpg")) == {"a_denoised.jpg": "a_denoised_denoised.jpg"}  # named, and alone
+
+
+def test_partial_videos_beside_their_originals_are_no_inputs(here: Path) -> None:
+    touch("a.mp4", "a_denoised.partial.mp4", "a_denoised.partial1.mp4", "b.partial.mp4")
+    plan = plan_of("*.mp4")
+    assert sorted(pairs(plan)) == ["a.mp4", "b.partial.mp4"]
+    assert plan.results == [Path("a_denoised.partial.mp4"), Path("a_denoised.partial1.mp4")]
+
+
+def test_images_become_those_of_one_format_and_videos_stay(here: Path) -> None:
+    touch("in/a.tif", "in/x/b.PNG", "in/c.mp4", "d.png", "d_denoised.jpg")
+    assert pairs(plan_of("in", suffix=".jpg")) == {
+        "in/a.tif": str(here / "in_denoised/a.jpg"),
+        "in/c.mp4": str(here / "in_denoised/c.mp4"),
+        "in/x/b.PNG": str(here / "in_denoised/x/b.jpg"),
+    }
+    plan = plan_of("d.png", "d_denoised.jpg", suffix=".jpg", overwrite=True)
+    assert (pairs(plan), plan.results) == ({"d.png": "d_denoised.jpg"}, [Path("d_denoised.jpg")])
+    touch("in/a.png")
+    assert "in/a.tif and in/a.png would both be written to" in str(plan_of("in", suffix=".jpg").faults[0])
+    with pytest.raises(InputError, match="expected a folder that exists, as --format is for many"):
+        plan_of("d.png", output="e.png", suffix=".jpg")
 
 
 def test_outputs_below_a_pattern_are_no_inputs(here: Path) -> None:
