@@ -114,11 +114,16 @@ def _measure_folders(
     overwrite: bool,
 ) -> None:
     about = describe_machine() | {"threads": threads, "repeat": repeat}
-    rows = []
+    rows, console = [], Console(stderr=True)
     for folder in folders:
         for contender in contenders:
-            with Console(stderr=True).status(f"measuring {contender.label} on {folder}"):
-                rows.append(folder_row(measure_folder(contender, folder, repeat)))
+            what = escape(f"{contender.label} on {folder}")
+
+            def told(done: int, what: str = what) -> None:
+                console.print(f"{what}: {done} of {repeat} rounds", highlight=False)
+
+            with console.status(f"measuring {what}"):
+                rows.append(folder_row(measure_folder(contender, folder, repeat, told)))
     _show([folder_table(rows), *map(escape, remarks(rows))], about | {"folders": rows}, json_, overwrite)
 
 

@@ -9,7 +9,7 @@ is: what the engine has of the pipeline's processor time is then the figure, whi
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,8 +49,11 @@ class Folder:
     pipeline: list[Times] = field(default_factory=list)
 
 
-def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
-    """Every picture below `folder`, denoised into a temporary folder that is removed again.
+def measure_folder(
+    contender: Contender, folder: Path, rounds: int, report: Callable[[int], None] = lambda done: None
+) -> Folder:
+    """Every picture below `folder`, denoised into a temporary folder that is removed again; `report` is called with the
+    number of rounds done.
 
     Raises InputError where there is none or `folder` is none, what a picture raises that cannot be denoised, and what
     opening the engine raises.
@@ -67,7 +70,7 @@ def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
         denoiser = Denoiser(timed)
         denoiser.denoise(read_picture(jobs[0].source).pixels)  # warms up
         found = Folder(contender.label, engine.name, folder)
-        for _ in range(rounds):
+        for done in range(1, rounds + 1):
             found.images, found.pixels = _one_by_one(found, denoiser, timed, jobs)
             begun = _now()
             summary = denoise_files(denoiser, jobs, Settings(overwrite=True))
@@ -76,6 +79,7 @@ def measure_folder(contender: Contender, folder: Path, rounds: int) -> Folder:
             if summary.faults:
                 raise summary.faults[0]
             found.pipeline.append(_now() - begun)
+            report(done)
     return found
 
 

@@ -58,7 +58,9 @@ def photos(tmp_path: Path) -> Path:
 def test_rounds_of_a_folder(photos: Path) -> None:
     engine = Sleeps()
     before = {path: path.read_bytes() for path in photos.rglob("*.png")}
-    found = measure_folder(Contender("label", lambda: engine), photos, 2)
+    told: list[int] = []
+    found = measure_folder(Contender("label", lambda: engine), photos, 2, told.append)
+    assert told == [1, 2]
     tiles = 5 + 4
     assert (found.label, found.name, found.path) == ("label", "double", photos)
     assert (found.images, found.pixels) == (6, 600 * (5 * 40 + 600))
