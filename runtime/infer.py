@@ -154,7 +154,7 @@ def _gray_note(model: Path) -> str | None:
     better = better_on_gray(model)
     if better is None:
         return None
-    line = f"note: of white noise on gray pictures {model.stem} leaves much"
+    line = f"note: {model.stem} leaves most of a gray picture's noise"
     return line + (f": --model {' or '.join(found.name for found in better)} removes more" if better else "")
 
 

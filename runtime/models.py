@@ -39,20 +39,19 @@ def model_file(name: str, folder: Path = ASSETS) -> Path:
 
 
 def better_on_gray(path: Path, folder: Path = ASSETS) -> list[Model] | None:
-    """The bundled models that do better on gray pictures with white noise than the one in `path`, maybe the user's own.
+    """The bundled models that do better on gray pictures than the one in `path`, which may be the user's own.
 
     None where nothing is to be said of it. A colour model for white noise has learned that noise differs from channel
-    to channel, and takes what is equal in all of them for detail; one for cameras has seen little that is as strong.
+    to channel, and takes what is equal in all of them for detail; one for cameras was shown gray photos (`data.gray`).
     """
     path = path.resolve()
     if path.parent != folder.resolve():
         return None
     models = bundled_models(folder)
     used = next((model for model in models if model.path.resolve() == path), None)
-    if not used or used.channels != 3:
+    if not used or used.channels != 3 or not used.white:
         return None
-    gray = [model for model in models if model.channels == 1]
-    return gray or ([model for model in models if model.channels == 3 and not model.white] if used.white else None)
+    return [model for model in models if model.channels == 1 or (model.channels == 3 and not model.white)]
 
 
 def _model(card: Path) -> Model:
