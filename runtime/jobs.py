@@ -118,7 +118,7 @@ def make_plan(
     if suffix:
         results |= {result.with_suffix(suffix) for result in results if not is_video(result)}
     plan.results = [source for source in found.values() if _whole(source) in results]
-    found = {target: source for target, source in found.items() if source not in plan.results}
+    found = {target: source for target, source in found.items() if _whole(source) not in results}
     sources = {os.path.realpath(source) for source in found.values()}
     for target, source in found.items():
         if os.path.realpath(target) in sources:
