@@ -133,6 +133,16 @@ def test_two_processes_train_as_one_does_and_one_of_them_writes(
     assert ours["step"] == ours["validated"] == 50
 
 
+@pytest.mark.slow
+def test_two_processes_look_for_seams_as_one_does(config: Path, tmp_path: Path, train: Train, logged: Logged) -> None:
+    """Two forward passes then come before each backward one."""
+    seams = ("--set", "optimizer.seams=5.0", "--set", "data.crop=152", *RATE)
+    assert train("--config", config, "--output", tmp_path / "one", "--steps", 3, *seams) == 0
+    code, _, err = completed("--config", config, "--output", tmp_path / "two", "--steps", 3, *seams)
+    assert code == 0, err
+    assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), rel=SAME)
+
+
 def test_ctrl_c_ends_all_at_one_step_and_one_process_goes_on(
     config: Path, alone: Path, tmp_path: Path, train: Train, logged: Logged, state: State
 ) -> None:
