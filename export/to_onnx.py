@@ -8,6 +8,7 @@ node, `sadnet::ModulatedDeformConv2d`, whose function body of standard ops ONNX 
 `sadnet` (JSON) names the format, the network's configuration, precision and io, and the weights' SHA-256.
 """
 
+import importlib
 import io as streams
 import json
 import logging
@@ -28,8 +29,6 @@ from common.padding import MULTIPLE
 
 with cli.needs("dev", __name__):
     import onnx
-    import onnxruntime  # noqa: F401 - the parity check needs it, after the export, which takes a while
-    import onnxscript  # noqa: F401 - PyTorch's exporter does
     import torch
     from onnx import helper, numpy_helper
     from torch import Tensor, nn
@@ -38,6 +37,9 @@ with cli.needs("dev", __name__):
     from plugins import onnx_op
     from train.sadnet import SADNet
     from train.weights import load_weights
+
+    for name in ("onnxscript", "onnxruntime"):  # wanted late, by the exporter and the parity check: told at once
+        importlib.import_module(name)
 
 
 class Precision(StrEnum):

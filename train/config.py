@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import InputError
 from common.padding import MULTIPLE
-from runtime.tiles import OVERLAP
 from train.sadnet import SADNetConfig
+from train.seams import wide_enough
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class OptimizerConfig:
     """The loss, the optimizer and the learning rate as a function of the step.
 
     seams        weight in the loss of what a tile's border changes: of the mean absolute difference between a tile out
-                 of the crop's middle, denoised by itself, and the crop denoised (`runtime/tiles.py`); 0: none
+                 of the crop's middle, denoised by itself, and the crop denoised (`train/seams.py`); 0: none
     kind         adam: Adam, as the paper's; AdamW where weight_decay > 0
                  muon: kernels by Muon, all else by Adam (train/optimizer.py); no weight decay
     warmup       steps of linear rise from 0
@@ -257,11 +257,6 @@ def narrow_crops(config: TrainConfig) -> str:
     )
 
 
-def border_of_a_tile(crop: int) -> int:
-    """Pixels of a crop on each side of the tile that `optimizer.seams` cuts out of it: a fifth of it."""
-    return crop // 5 // MULTIPLE * MULTIPLE
-
-
 def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
     data, noise, camera, optimizer, run = config.data, config.noise, config.camera, config.optimizer, config.run
     for good, text in (
@@ -306,7 +301,7 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
             "camera.share: expected 0 for a gray network (model.channels = 1): camera noise is that of colour photos",
         ),
         (
-            not optimizer.seams or data.crop - 2 * border_of_a_tile(data.crop) > OVERLAP,
+            not optimizer.seams or wide_enough(data.crop),
             f"optimizer.seams: expected 0, or crops of 152 and more, whose tiles have pixels far from their borders; "
             f"found data.crop = {data.crop}",
         ),

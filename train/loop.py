@@ -22,15 +22,15 @@ from common.machine import cpu_name
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from plugins import cpu_sampling
-from runtime.tiles import OVERLAP
 from train.checkpoint import CHECKPOINT, locked, write_checkpoint
-from train.config import TrainConfig, border_of_a_tile
+from train.config import TrainConfig
 from train.data import Bank, Draw, Sampler
 from train.graph import GraphedStep
 from train.journal import LOG, Journal, cut_log, opened
 from train.optimizer import make_optimizer
 from train.processes import ALONE, Processes, stop_on_signal
 from train.sadnet import SADNet
+from train.seams import seam_loss
 from train.validation import Noise, held_out, noise_name, validation_noises
 from train.weights import gray_of, load_state, save_weights
 
@@ -181,7 +181,7 @@ class Trainer:
         denoised = self.model(noisy.contiguous(memory_format=self.order)).float()
         loss = F.mse_loss(denoised, clean) if o.loss == "l2" else F.l1_loss(denoised, clean)
         if o.seams:
-            loss = loss + o.seams * self._seams(noisy, denoised)
+            loss = loss + o.seams * seam_loss(self.model, noisy, denoised, self.order)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if o.clip_norm:
@@ -191,15 +191,6 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - o.ema)
         return loss.detach()
-
-    def _seams(self, noisy: Tensor, denoised: Tensor) -> Tensor:
-        """Mean absolute difference between a tile from the crops' middle, denoised by itself, and what the crops gave
-        there: of the pixels that `runtime/tiles.py` would keep of it."""
-        border, edge = border_of_a_tile(noisy.shape[-1]), OVERLAP // 2
-        tile, kept = slice(border, -border), slice(border + edge, -border - edge)
-        given = noisy[..., tile, tile].contiguous(memory_format=self.order)
-        alone = self.model(given).float()[..., edge:-edge, edge:-edge]
-        return F.l1_loss(alone, denoised[..., kept, kept])
 
     def _prepared(self, draws: list[Draw], crops: Tensor) -> tuple[Tensor, Tensor]:
         """The sampler's batch. A GPU makes it on a stream of its own, so that the host, which waits for the transfers,

@@ -257,10 +257,9 @@ def test_the_signal_handlers_are_the_callers_again(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("room", [0, 30000])
+@pytest.mark.parametrize("room", [0, 30000])  # with none FFmpeg would crash, if it were given more than the header
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_a_full_disk_is_one_clear_error(tmp_path: Path, suffix: str, room: int) -> None:
-    """Without room for the header FFmpeg would crash, if it were given more."""
     clip = make(tmp_path / f"clip{suffix}", frames=60, draw=noise)
     (tmp_path / "other.txt").write_text("mine")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

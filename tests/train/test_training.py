@@ -15,12 +15,14 @@ from lightning_fabric import Fabric
 
 from common.errors import ModelError
 from common.metrics import psnr
+from runtime.tiles import OVERLAP
 from train.config import from_dict
 from train.data import Bank
 from train.loop import Trainer
 from train.noise import protocol_noise
 from train.run import Asked, _plan
 from train.sadnet import SADNet, SADNetConfig
+from train.seams import EDGE
 from train.weights import load_weights, save_weights
 
 Train = Callable[..., int]
@@ -71,6 +73,7 @@ def test_seams_is_what_a_border_near_by_changes_and_training_lowers_it(trainer: 
             whole, tile = t.network(noisy), t.network(noisy[:, :, 24:128, 24:128])  # a fifth of 152, in eights
             return float((whole[:, :, 72:80, 72:80] - tile[:, :, 48:56, 48:56]).abs().mean())
 
+    assert 2 * EDGE == OVERLAP
     before = seam()
     with torch.no_grad():
         plain = float((t.network(noisy) - clean).abs().mean())
