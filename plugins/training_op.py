@@ -46,7 +46,8 @@ def usable_for(x: Tensor, *others: Tensor, offset_groups: int) -> bool:
     if any(t.device != x.device for t in others):
         return False
     if x.is_cuda:
-        return cuda_sampling.usable_for(x, offset_groups)
+        # atomic additions make the gradients: a process that forbids that gets torchvision's word on it, as it expects
+        return not torch.are_deterministic_algorithms_enabled() and cuda_sampling.usable_for(x, offset_groups)
     return x.device.type == "cpu" and cpu_sampling.usable_for(x)
 
 

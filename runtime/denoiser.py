@@ -202,7 +202,9 @@ def _check_image(image: NDArray[Any], engine: Engine) -> None:
     if image.size == 0:
         raise InputError(f"expected at least one pixel, found an array of {image.shape}")
     if image.ndim > 2 and engine.channels == 1:
-        raise InputError("expected a gray picture, because the model is for gray ones, found colour")
+        raise InputError(
+            "expected a gray picture, because the model is for gray ones, found colour: use a model for colour ones"
+        )
     if image.dtype == np.uint16 and engine.io == "uint8":
         raise InputError(
             "expected an 8-bit picture, because the model's images have 8 bits, found 16: use a model exported with "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from plugins import cuda_sampling, launch, reference, torch_op, training_op
 from tests.plugins.cpu_shim.build import NEEDS_COMPILER
@@ -86,6 +87,17 @@ def test_the_source_agrees_with_the_cpu_kernel(
     call("sample_backward", *last, grad, found[1], found[2])
     for ours, theirs in zip((found[0], *(t.permute(0, 3, 1, 2) for t in found[1:])), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max()))
+
+
+def test_a_process_that_forbids_atomic_additions_gets_no_gradients_made_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_sampling, "usable_for", lambda x, offset_groups: True)
+    with FakeTensorMode():
+        x = torch.empty(1, 32, 8, 8, device="cuda")
+    assert training_op.usable_for(x, offset_groups=8)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not training_op.usable_for(x, offset_groups=8)
 
 
 @pytest.mark.gpu
