@@ -1,50 +1,99 @@
-"""Quiet for codecs: libpng, libjpeg and libtiff write to the process's stderr, and OpenCV has no switch for it."""
+"""What codecs say: libpng, libjpeg and libtiff write to the process's stderr, and OpenCV has no switch for it."""
 
 import contextlib
 import os
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
-_lock = threading.Lock()
+_changed = threading.Condition()
 _users = 0
+_to_be_alone = 0
+"""How many are alone, or wait for it."""
 _stderr: int | None = None
-"""A copy of the process's own stderr while it leads nowhere."""
+"""A copy of the process's own stderr while another file takes its place."""
+_heard: BinaryIO | None = None
+"""That file."""
 
 
 @contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Send the process's stderr nowhere as long as any thread is in such a block; threads do not wait for each other.
+def quiet_stderr(*, alone: bool = False) -> Iterator[Callable[[], str]]:
+    """Keep what is written to the process's stderr from it as long as any thread is in such a block.
 
-    What others print there meanwhile is lost as well. Who must be heard writes to a copy (`os.dup`) made before.
+    Yields a function that returns what has been written since the block began: by this thread's codecs, by those of
+    others that are in such a block, and by whoever else prints there, all of which stderr never gets (nor does it get
+    what a process prints that was started meanwhile). Who must be heard writes to a copy (`os.dup`) made before.
+
+    alone: wait for the others to leave, and have them wait. Else threads do not wait for each other. Such a block must
+    not stand in another one.
     """
     global _users
-    with _lock:
-        _users += 1
-        if _users == 1:
-            _silence()
+    with _taking_turns(alone):
+        with _changed:
+            if not _users:
+                _begin()
+            _users += 1
+            since = _written()
+        try:
+            yield lambda: _since(since)
+        finally:
+            with _changed:
+                _users -= 1
+                if not _users:
+                    _end()
+                _changed.notify_all()
+
+
+@contextlib.contextmanager
+def _taking_turns(alone: bool) -> Iterator[None]:
+    global _to_be_alone
+    if not alone:
+        with _changed:
+            _changed.wait_for(lambda: not _to_be_alone)
+        yield
+        return
+    with _changed:
+        _to_be_alone += 1
     try:
+        with _changed:
+            _changed.wait_for(lambda: not _users)
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                _restore()
+        with _changed:
+            _to_be_alone -= 1
+            _changed.notify_all()
 
 
-def _silence() -> None:
-    global _stderr
+def _begin() -> None:
+    global _stderr, _heard
     try:
+        _heard = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by _end)
+    except OSError:  # no place for it
+        _heard = open(os.devnull, "r+b", buffering=0)  # noqa: SIM115
+    with contextlib.suppress(OSError):  # the process has no stderr
         _stderr = os.dup(2)
-    except OSError:  # the process has no stderr
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    os.dup2(_heard.fileno(), 2)
 
 
-def _restore() -> None:
-    global _stderr
-    if _stderr is not None:
+def _end() -> None:
+    global _stderr, _heard
+    if _stderr is None:
+        os.close(2)
+    else:
         os.dup2(_stderr, 2)
         os.close(_stderr)
-        _stderr = None
+    if _heard:
+        _heard.close()
+    _stderr = _heard = None
+
+
+def _written() -> int:
+    return os.fstat(_heard.fileno()).st_size if _heard else 0
+
+
+def _since(start: int) -> str:
+    if sys.platform == "win32" or not _heard:  # no pread there, and to seek would move what is written
+        return ""
+    return os.pread(_heard.fileno(), _written() - start, start).decode(errors="replace")

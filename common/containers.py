@@ -79,13 +79,17 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         position += 2 + length
 
 
-def jpeg_scans(data: bytes) -> int:
-    """How many scans there are up to the picture's end; what phones append, such as a film, counts for nothing."""
+def jpeg_scans(data: bytes) -> int | None:
+    """How many scans there are up to the picture's end, None where that is missing; what phones append, such as a film,
+    counts for nothing."""
     position, scans = 2, 0
-    while (found := _MARKER.search(data, position)) and (marker := found[1][0]) != 0xD9:
+    while found := _MARKER.search(data, position):
+        marker = found[1][0]
+        if marker == 0xD9:
+            return scans
         scans += marker == _SCAN
         position = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
-    return scans
+    return None
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

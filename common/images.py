@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from common.chatter import quiet_stderr
 from common.containers import FORMATS, animated, format_of, header_of, jpeg_scans, png_chunks
+from common.decoding import decode
 from common.directories import DamagedError
 from common.errors import InputError, OutputError
 from common.files import ending, write_whole
@@ -127,15 +128,11 @@ def decode_picture(data: bytes, name: str, *, most_pixels: int = MOST_PIXELS) ->
     else:
         metadata = read_metadata(kind, data)
     try:
-        with quiet_stderr():
-            # Read-only bytes do for OpenCV, which never writes to what it decodes.
-            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise InputError(f"{name}: expected a picture that fits into memory, found a larger one") from error
-        raise InputError(f"{name}: expected an image ({_NAMES}), found a damaged {kind} file ({error.err})") from error
-    if decoded is None:
+        decoded = decode(kind, data)
+    except DamagedError:
         _undecodable(name, kind)
+    except MemoryError as error:
+        raise InputError(f"{name}: expected a picture that fits into memory, found a larger one") from error
     if decoded.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name}: expected 8- or 16-bit samples, found {decoded.dtype}: save it as a 16-bit file")
     gray = kind == "PNG" and data[25] in (0, 4)  # OpenCV turns gray with alpha into colour
@@ -245,13 +242,17 @@ def _check_header(kind: str, data: bytes, name: str, most_pixels: int) -> None:
             f"{name}: expected at most {most_pixels / 1e6:g} megapixels, found {width * height / 1e6:.1f} "
             f"({width}x{height}): raise --max-megapixels if that is its true size"
         )
-    if kind == "JPEG" and jpeg_scans(data) > _MOST_SCANS:
+    scans = jpeg_scans(data) if kind == "JPEG" else 1
+    if scans is None:
+        _undecodable(name, kind)
+    if scans > _MOST_SCANS:
         raise InputError(f"{name}: expected a JPEG of at most {_MOST_SCANS} scans, found more: save it anew")
 
 
 def _undecodable(name: str, kind: str) -> NoReturn:
     raise InputError(
-        f"{name}: expected an image ({_NAMES}), found a {kind} file that cannot be decoded: is it complete?"
+        f"{name}: expected an image ({_NAMES}), found a {kind} file that cannot be decoded whole: "
+        "is it damaged or cut off?"
     )
 
 

@@ -1,8 +1,10 @@
 """Codecs say nothing, and what others say comes through."""
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -66,6 +68,56 @@ def test_threads_do_not_wait_for_each_other(capfd: pytest.CaptureFixture[str]) -
     assert not both.broken
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard"
+
+
+def test_who_is_alone_hears_no_other_thread() -> None:
+    beside, alone = threading.Event(), threading.Event()
+    order = []
+
+    def other() -> None:
+        with quiet_stderr():
+            beside.set()
+            os.write(2, b"before")
+            assert not alone.wait(0.2)  # one that waits to be alone is not let in
+            order.append("other")
+        with quiet_stderr():  # nor is this let in to it
+            os.write(2, b"after")
+            order.append("again")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert beside.wait(10)
+    with quiet_stderr(alone=True) as said:
+        alone.set()
+        os.write(2, b"mine")
+        thread.join(0.2)
+        order.append("alone")
+        assert said() == "mine"
+    thread.join(10)
+    assert order == ["other", "alone", "again"]
+
+
+def test_what_is_said_is_told_from_the_blocks_beginning_on() -> None:
+    with quiet_stderr() as first:
+        os.write(2, b"one")
+        with quiet_stderr() as second:
+            os.write(2, b" two")
+            assert second() == " two"
+        assert first() == "one two"
+
+
+def test_without_a_place_for_what_is_said_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", full_disk)
+    with quiet_stderr() as said:
+        os.write(2, b"chatter")
+        assert said() == ""
+    assert capfd.readouterr().err == ""
+
+
+def full_disk(**options: object) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
 
 
 def test_no_file_descriptor_is_left_open() -> None:

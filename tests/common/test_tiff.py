@@ -50,7 +50,7 @@ def test_kinds_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
     data = tiff(RGB, photometric="rgb", **options)
     np.testing.assert_array_equal(read(tmp_path, data).pixels, RGB)
     for part in (0.02, 0.3, 0.9):
-        with pytest.raises(InputError, match="is it complete"):
+        with pytest.raises(InputError, match="is it damaged or cut off"):
             read(tmp_path, data[: int(len(data) * part)])
 
 
