@@ -21,7 +21,7 @@ from common.decoding import decode
 from common.directories import DamagedError
 from common.errors import InputError, OutputError
 from common.files import ending, write_whole
-from common.metadata import Metadata, orientation, png_chunk, put_metadata, read_metadata, storable
+from common.metadata import Metadata, orientation, png_chunk, put_metadata, read_metadata, storable, without_orientation
 from common.tiff import exif_fits, mend_tiff, put_tags, upright
 
 PathLike = str | os.PathLike[str]
@@ -54,6 +54,11 @@ class Picture:
     is applied, and not in here.)"""
     premultiplied: bool = False
     """`pixels` have been multiplied by `alpha`, as in TIFF files with an associated one."""
+
+    @property
+    def transparent(self) -> bool:
+        """Whether something is hidden; many programs give all pictures an alpha."""
+        return self.alpha is not None and bool(self.alpha.min() < np.iinfo(self.alpha.dtype).max)
 
     @property
     def gray(self) -> bool:
@@ -145,9 +150,10 @@ def decode_picture(data: bytes, name: str, *, most_pixels: int = MOST_PIXELS) ->
 
 
 def _bmp_has_alpha(data: bytes) -> bool:
-    """Masks of three colours alone stand behind headers of 40 and 52 bytes; OpenCV takes the fourth byte for alpha."""
-    header, compression = (int.from_bytes(data[at : at + 4], "little") for at in (14, 30))
-    return header >= 56 or compression != 3
+    """Masks of three colours alone stand behind headers of 40 and 52 bytes, and longer ones may state that alpha has no
+    bits; OpenCV takes the fourth byte for it."""
+    header, compression, mask = (int.from_bytes(data[at : at + 4], "little") for at in (14, 30, 66))
+    return compression != 3 or (header >= 56 and mask != 0)
 
 
 def rgb8(picture: Picture) -> NDArray[np.uint8]:
@@ -175,13 +181,17 @@ def encode_picture(
     picture's depth, alpha or size.
     """
     height, width = picture.pixels.shape[:2]
-    check_encodable(suffix, picture.pixels.dtype, picture.alpha is not None, (height, width))
+    check_encodable(suffix, picture.pixels.dtype, picture.transparent, (height, width))
     kind = FORMATS[suffix.lower()]
+    if kind == "JPEG":
+        picture = replace(picture, alpha=None)  # which hides nothing
     gray = picture.pixels.ndim == 2 and kind != "WebP"
     kept = storable(kind, picture.metadata, colour=not gray)
     if kind == "TIFF" and not exif_fits(kept.get("EXIF", b"")):
         kept.pop("EXIF", None)
     turned = orientation(picture.metadata) if "EXIF" not in kept else 1
+    if turned != 1 and "XMP" in kept:
+        kept["XMP"] = without_orientation(kept["XMP"])
     pixels = upright(picture.pixels, turned)
     alpha = None if picture.alpha is None else upright(picture.alpha, turned)
     if alpha is not None and picture.premultiplied and kind != "TIFF":
@@ -201,15 +211,15 @@ def encode_picture(
     return data, tuple(name for name in picture.metadata if name not in kept and name != "sRGB")
 
 
-def check_encodable(suffix: str, dtype: np.dtype[Any], alpha: bool, size: tuple[int, int] = (1, 1)) -> None:
-    """Raise OutputError where files ending in `suffix` cannot hold samples of `dtype`, an alpha channel, or as many
+def check_encodable(suffix: str, dtype: np.dtype[Any], transparent: bool, size: tuple[int, int] = (1, 1)) -> None:
+    """Raise OutputError where files ending in `suffix` cannot hold samples of `dtype`, transparency, or as many
     rows and columns as `size`."""
     kind = FORMATS.get(suffix.lower())
     if kind is None:
         raise OutputError(f"expected a file name ending in {', '.join(FORMATS)}, found {ending(suffix)}")
     if dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         raise OutputError(f"{kind} holds 8 bits, the picture has 16: write a PNG or TIFF, or round it (--depth 8)")
-    if alpha and kind == "JPEG":
+    if transparent and kind == "JPEG":
         raise OutputError("JPEG holds no transparency, the picture has some: write a PNG, TIFF, WebP or BMP")
     if max(size) > (most := _MOST_SIDE_WRITTEN.get(kind, _MOST_SIDE)):
         height, width = size

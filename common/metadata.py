@@ -17,6 +17,7 @@ from common.directories import ORIENTATION, DamagedError, Reader
 Name = Literal[
     "EXIF",
     "XMP",
+    "extended XMP",
     "ICC",
     "CICP",
     "IPTC",
@@ -31,11 +32,12 @@ Name = Literal[
 Metadata = dict[Name, bytes]
 """EXIF as a TIFF header and directories, XMP as a packet in UTF-8, an ICC profile (one of CMYK apart: the pixels are
 RGB by then), CICP's four bytes; resolution as two big-endian numbers of pixels a metre; as they lie in the file, a
-JPEG's IPTC and comment, a TIFF's IPTC, a PNG's text and gamma (or, where that is the usual one, sRGB: every other
-format means it without a word). What no format is given is there to be named: a profile of CMYK, the directory of a
-JPEG's further pictures."""
+JPEG's IPTC, comment and what of its XMP has no room in one segment, a TIFF's IPTC, a PNG's text and gamma (or, where
+that is the usual one, sRGB: every other format means it without a word). What no format is given is there to be named:
+a profile of CMYK, the directory of a JPEG's further pictures."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+_FURTHER_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _PNG_XMP = b"XML:com.adobe.xmp"
 _SEGMENT = 65533  # bytes of content in a JPEG segment
 _MOST = 2**26
@@ -46,6 +48,7 @@ _HELD_BY: dict[Name, tuple[str, ...]] = {
     "gamma": ("PNG",),
     "sRGB": ("PNG",),
     "comment": ("JPEG",),
+    "extended XMP": ("JPEG",),
     "resolution": ("JPEG", "PNG", "TIFF"),
     "CMYK profile": (),
     "further pictures": (),
@@ -122,6 +125,8 @@ def _from_jpeg(data: bytes) -> Metadata:
             found.setdefault("EXIF", content[len(_EXIF) :])
         elif marker == 0xE1 and content.startswith(_XMP):
             found.setdefault("XMP", content[len(_XMP) :])
+        elif marker == 0xE1 and content.startswith(_FURTHER_XMP):
+            apart["extended XMP"] += _segment(marker, content)
         elif marker == 0xE2 and content.startswith(_ICC) and len(content) > 14:
             profile[content[12]] = content[14:]
             if len(profile) == content[13]:  # all parts are there
@@ -142,7 +147,8 @@ def _into_jpeg(data: bytes, metadata: Metadata) -> bytes:
     profile = [metadata["ICC"][at : at + step] for at in range(0, len(metadata.get("ICC", b"")), step)]
     parts += [(0xE2, _ICC + bytes((i, len(profile))) + part) for i, part in enumerate(profile, start=1)]
     segments = b"".join(_segment(marker, part) for marker, part in parts)
-    segments += metadata.get("IPTC", b"") + metadata.get("comment", b"")
+    for name in (*_APART.values(), "extended XMP"):
+        segments += metadata.get(name, b"")
     # JFIF's own segment comes first
     after = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
     first = data[:after]

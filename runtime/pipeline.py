@@ -168,7 +168,7 @@ class _Run:
             picture = replace(picture, pixels=picture.pixels[..., 0].copy())
         depth = np.dtype(np.uint8) if self._settings.depth == 8 else picture.pixels.dtype
         height, width = picture.pixels.shape[:2]
-        check_encodable(job.target.suffix, depth, picture.alpha is not None, (height, width))
+        check_encodable(job.target.suffix, depth, picture.transparent, (height, width))
         return picture
 
     def _take(self, item: Item | None) -> Item | None:

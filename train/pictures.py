@@ -74,7 +74,7 @@ def strip(
 ) -> None:
     """A strip of a photo: noisy, the peer, this project, clean, each with its PSNR over the whole photo."""
     check_free(output, overwrite=overwrite)
-    check_encodable(output.suffix, np.dtype(np.uint8), alpha=False)
+    check_encodable(output.suffix, np.dtype(np.uint8), transparent=False)
     if not 0 < sigma <= 255:
         raise InputError(f"--sigma: expected a noise level above 0, up to 255, found {sigma:g}")
     original = _floats(clean)

@@ -15,9 +15,7 @@ from common.chatter import quiet_stderr
 from common.errors import InputError
 from common.images import Picture, decode_picture, encode_picture
 
-NOISE: NDArray[Any] = cv2.GaussianBlur(
-    np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 2
-)
+NOISE: NDArray[Any] = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 2)
 JPEG = encode_picture(Picture(NOISE), ".jpg")[0]
 COMPRESSIONS = {"LZW": 5, "Deflate": 8, "PackBits": 32773}
 

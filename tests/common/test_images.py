@@ -103,11 +103,23 @@ def test_lossless_formats_return_what_was_written(
         np.testing.assert_array_equal(again.alpha, alpha)
 
 
-@pytest.mark.parametrize(("header", "alpha"), [(40, False), (52, False), (56, True), (108, True)])
-def test_a_bmp_has_alpha_where_its_header_has_a_mask_for_it(header: int, alpha: bool, tmp_path: Path) -> None:
-    """32 bits a pixel, of which a shorter header leaves 8 unused, as screenshots do."""
+@pytest.mark.parametrize(
+    ("header", "mask", "alpha"),
+    [
+        (40, True, False),
+        (52, True, False),
+        (56, True, True),
+        (108, True, True),
+        (56, False, False),
+        (124, False, False),
+    ],
+)
+def test_a_bmp_has_alpha_where_its_header_has_a_mask_for_it(
+    header: int, mask: bool, alpha: bool, tmp_path: Path
+) -> None:
+    """32 bits a pixel, of which a shorter header, or one that says so, leaves 8 unused, as screenshots do."""
     pixels = np.dstack([photo(9, 8, 3), np.full((9, 8), 128 if alpha else 0, np.uint8)])
-    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000 if mask else 0)
     fields = struct.pack("<IiiHHIIiiII", header, 8, 9, 1, 32, 3, pixels.nbytes, 2835, 2835, 0, 0)
     head = (fields + masks).ljust(header, b"\0")[: max(52, header)]
     file = struct.pack("<2sIHHI", b"BM", 14 + len(head) + pixels.nbytes, 0, 0, 14 + len(head)) + head
@@ -263,6 +275,11 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
             encode_picture(Picture(RGB.astype(np.uint16)), suffix)
     with pytest.raises(OutputError, match="transparency"):
         encode_picture(Picture(RGB, ALPHA), ".jpg")
+    opaque = np.full_like(ALPHA, 255)
+    assert encode_picture(Picture(RGB, opaque), ".jpg")[0] == encode_picture(Picture(RGB), ".jpg")[0]
+    opaque[-1, -1] = 254
+    with pytest.raises(OutputError, match="transparency"):
+        encode_picture(Picture(RGB, opaque), ".jpg")
     with pytest.raises(OutputError, match="file name ending"):
         write_picture(tmp_path / "x.gif", Picture(RGB), overwrite=False)
     for suffix, most in ((".webp", 16_383), (".jpg", 65_500), (".png", 1_000_000)):
