@@ -96,8 +96,8 @@ def _compare(
 
 def _sample(name: str, channels: int) -> NDArray[np.float32]:
     image = rgb8(read_picture(ASSETS / name)).astype(np.float32) / np.float32(255)
-    if channels == 1:
-        image = image.mean(axis=2, keepdims=True)
+    if channels == 1:  # in whole levels, or a file of 8-bit images would be given another picture than PyTorch
+        image = np.rint(255 * image.mean(axis=2, keepdims=True)) / np.float32(255)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 

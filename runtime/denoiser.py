@@ -188,7 +188,7 @@ def check_tile(tile: int | None) -> int | None:
 
 def check_strength(strength: float) -> None:
     """Raises InputError where `strength` is not in 0 to 1."""
-    if not isinstance(strength, int | float | np.floating) or not 0 <= strength <= 1:
+    if not isinstance(strength, int | float | np.integer | np.floating) or not 0 <= strength <= 1:
         raise InputError(f"strength: expected 0 (the input) to 1 (denoised), found {strength!r}")
 
 

@@ -27,7 +27,7 @@ from common.files import make_folder
 from common.images import IMAGE_SUFFIXES
 from runtime.denoiser import Denoiser, check_tile
 from runtime.jobs import Plan, make_plan
-from runtime.models import ASSETS, better_on_gray, bundled_models, model_file
+from runtime.models import ASSETS, better_on_gray, bundled_models, model_file, no_models
 from runtime.pipeline import Outcome, Settings, Summary, denoise_files
 from runtime.tiles import TILE
 
@@ -51,6 +51,8 @@ def _version(wanted: bool) -> None:
 def _list_models(wanted: bool) -> None:
     if wanted:
         models = bundled_models()
+        if not models:
+            raise no_models()
         width = max(len(model.name) for model in models)
         for model in models:
             default = " (the default)" if model.path == DEFAULT_ENGINE else ""

@@ -54,7 +54,8 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
     """By their endings, photos and videos of kinds that are not read, in the folders given."""
     results: list[Path] = field(default_factory=list)
-    """Of an earlier run: X_denoised.jpg where X.jpg is an input too. They are left out."""
+    """Of an earlier run: X_denoised.jpg where X.jpg is an input too, and folders X_denoised beside a folder X that is
+    walked. They are left out."""
 
     @property
     def others(self) -> str:
@@ -100,13 +101,17 @@ def make_plan(
     if not alone and (output or (len(inputs) == 1 and is_folder(inputs[0]))):
         plan.into = output or _folder_beside(inputs[0])
     found: dict[Path, Path] = {}  # output -> input
+    targets: dict[str, Path] = {}  # the same, of which one may be named in several ways
     for given in inputs:
         try:
             for source, target in _pairs(given, output, plan):
                 if suffix and not is_video(source):
                     target = target.with_suffix(suffix)
-                if found.setdefault(target, source) != source:
-                    text = f"{source} and {found[target]} would both be written to {target}"
+                other = targets.setdefault(os.path.realpath(target), source)
+                if other is source:
+                    found[target] = source
+                elif os.path.realpath(other) != os.path.realpath(source):
+                    text = f"{source} and {other} would both be written to {target}"
                     plan.faults.append(InputError(f"{text}: give them folders of their own"))
         except SadnetError as error:
             plan.faults.append(error)
@@ -117,7 +122,7 @@ def make_plan(
     results = {_beside(source) for source in found.values()}  # the shell's `*.jpg` finds those of an earlier run too
     if suffix:
         results |= {result.with_suffix(suffix) for result in results if not is_video(result)}
-    plan.results = [source for source in found.values() if _whole(source) in results]
+    plan.results += [source for source in found.values() if _whole(source) in results]
     found = {target: source for target, source in found.items() if _whole(source) not in results}
     sources = {os.path.realpath(source) for source in found.values()}
     for target, source in found.items():
@@ -189,17 +194,21 @@ def _target(given: Path, output: Path | None, alone: bool) -> Path:
 
 
 def _files_below(folder: Path, skip: Path, plan: Plan) -> Iterator[Path]:
-    """Images and videos in a stable order, without hidden ones, linked folders, and the output of an earlier run."""
+    """Images and videos in a stable order, without hidden ones, linked folders, and the outputs of earlier runs."""
 
     def unreadable(error: OSError) -> None:
         plan.faults.append(InputError(f"{error.filename}: expected a folder, cannot read it: {error.strerror}"))
 
     for root, folders, names in os.walk(folder, onerror=unreadable):
         here = Path(root)
+        results = {f"{name}{_DENOISED}" for name in folders} & set(folders)
+        plan.results += [here / name for name in sorted(results)]
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(here / name) != os.path.realpath(skip)
+            if not name.startswith(".")
+            and name not in results
+            and os.path.realpath(here / name) != os.path.realpath(skip)
         )
         for name in sorted(names):
             suffix = Path(name).suffix.lower()

@@ -33,9 +33,16 @@ def bundled_models(folder: Path = ASSETS) -> list[Model]:
 def model_file(name: str, folder: Path = ASSETS) -> Path:
     """The file of a bundled model. Raises InputError where there is none of that name."""
     paths = {model.name: model.path for model in bundled_models(folder)}
+    if not paths:
+        raise no_models(folder)
     if name not in paths:
         raise InputError(f"--model {name}: expected {' or '.join(paths)} (--list-models), found no such model")
     return paths[name]
+
+
+def no_models(folder: Path = ASSETS) -> ModelError:
+    """What to raise where there are none, as in a package that was copied without them."""
+    return ModelError(f"{folder}: expected the bundled models, found none: install from a checkout by pip install -e .")
 
 
 def better_on_gray(path: Path, folder: Path = ASSETS) -> list[Model] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.contract import model_details
 from common.errors import DependencyError, InputError, ModelError
-from runtime.engines.base import Engine, Images, Io, SizeRange, size_of
+from runtime.engines.base import Engine, Images, Io, SizeRange, size_of, to_io
 from runtime.memory import device_bytes, pixels_in, pixels_in_host
 
 WARM_UP = 5
@@ -70,7 +70,7 @@ class OrtEngine(Engine):
         """By the host's clock, from before a run until the device has done it: ONNX Runtime lends no other."""
         if self._device is None:
             return None
-        seconds = []
+        images, seconds = to_io(images, self.io), []
         with self._told(images):
             binding = self._session.io_binding()
             given = load_onnxruntime().OrtValue.ortvalue_from_numpy(images, self._device, 0)
@@ -138,6 +138,8 @@ def load_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # Ctrl-C while its library loads
+            raise KeyboardInterrupt from error
         raise DependencyError(
             f"expected ONNX Runtime, found none that loads ({error}): pip install -e '.[cpu]', or '.[gpu]' for CUDA"
         ) from error

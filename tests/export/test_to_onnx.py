@@ -133,6 +133,13 @@ def test_8_bit_images_agree_with_float_ones(weights: Path, exported: Path) -> No
     assert difference <= 0.5 / 255 + 1e-4
 
 
+def test_an_8_bit_file_of_a_gray_network_passes_its_check(tmp_path: Path) -> None:
+    network = lively_network(SADNetConfig(channels=1))
+    path = tmp_path / "gray8.onnx"
+    path.write_bytes(export_network(network, Precision.FP32, Io.UINT8, {}).SerializeToString())
+    check_parity(network, path, half=False, io="uint8")
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -75,7 +75,7 @@ def test_progress_on_a_terminal(tmp_path: Path, model: Path) -> None:
 
 def test_codecs_are_kept_off_stderr(tmp_path: Path, model: Path) -> None:
     data = bytearray(encode_picture(read_picture(photo(tmp_path / "a.png", size=(64, 64))), ".jpg")[0])
-    data[len(data) // 2 : len(data) // 2 + 20] = bytes(20)
+    data[-2:-2] = bytes(20)  # libjpeg speaks of them; the picture is whole
     for number in range(8):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{number}.jpg").write_bytes(data)

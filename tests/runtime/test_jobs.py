@@ -166,6 +166,14 @@ def test_results_beside_their_originals_are_no_inputs(here: Path) -> None:
     assert pairs(plan_of("a_denoised.jpg")) == {"a_denoised.jpg": "a_denoised_denoised.jpg"}  # named, and alone
 
 
+def test_a_folders_results_beside_it_are_no_inputs(here: Path) -> None:
+    touch("in/x/a.jpg", "in/x_denoised/a.jpg", "in/y_denoised/a.jpg")
+    plan = plan_of("in", output="out")
+    assert sorted(pairs(plan)) == ["in/x/a.jpg", "in/y_denoised/a.jpg"]  # of the last there is no original
+    assert (plan.results, plan.faults) == ([Path("in/x_denoised")], [])
+    assert sorted(pairs(plan_of("in/x_denoised", output="out"))) == ["in/x_denoised/a.jpg"]
+
+
 def test_partial_videos_beside_their_originals_are_no_inputs(here: Path) -> None:
     touch("a.mp4", "a_denoised.partial.mp4", "a_denoised.partial1.mp4", "b.partial.mp4")
     plan = plan_of("*.mp4")
@@ -210,6 +218,14 @@ def test_an_input_given_twice_is_done_once(here: Path) -> None:
     touch("a.jpg")
     plan = plan_of("a.jpg", "a.jpg", "*.jpg")
     assert (pairs(plan), plan.faults) == ({"a.jpg": "a_denoised.jpg"}, [])
+
+
+def test_an_input_of_two_spellings_is_done_once(here: Path) -> None:
+    touch("a.jpg", "x/b.jpg")
+    plan = plan_of("a.jpg", str(here / "a.jpg"), "x/../a.jpg")
+    assert (pairs(plan), plan.faults) == ({"a.jpg": "a_denoised.jpg"}, [])
+    plan = plan_of("x", str(here / "x"), output="out")
+    assert (pairs(plan), plan.faults) == ({"x/b.jpg": "out/b.jpg"}, [])
 
 
 def test_two_inputs_with_one_output_are_refused(here: Path) -> None:

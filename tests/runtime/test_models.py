@@ -36,6 +36,11 @@ def test_cards_say_which_noise_a_model_is_for(tmp_path: Path) -> None:
         model_file("../real", tmp_path)
 
 
+def test_a_folder_without_models_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="expected the bundled models, found none: install from a checkout"):
+        model_file("real_color", tmp_path)
+
+
 @pytest.mark.parametrize("card", [{}, [], {"trained": {"config": {"model": {"channels": 2}}}}])
 def test_a_damaged_card_is_one_error(tmp_path: Path, card: object) -> None:
     bundle(tmp_path, "bad", card)

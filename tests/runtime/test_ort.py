@@ -68,6 +68,24 @@ def test_a_device_is_timed_on_images_that_are_there_already(
         engine.seconds_on_device(images[:, :1], 3)
 
 
+def test_a_device_is_timed_on_images_of_either_kind(tmp_path: Path, write_model: WriteModel) -> None:
+    engine = ort.OrtEngine(write_model(tmp_path / "m.onnx"))
+    engine._device = "cpu"  # in place of a GPU
+    assert len(engine.seconds_on_device(np.zeros((1, 16, 24, 3), np.uint8), 1) or ()) == 1
+
+
+def test_ctrl_c_while_onnxruntime_loads_is_no_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its library's initialization turns what Python raises in it into an ImportError."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt as error:\n"
+        "    raise ImportError('initialization failed') from error\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(KeyboardInterrupt):
+        ort.load_onnxruntime()
+
+
 def test_details_are_what_the_exporter_wrote(tmp_path: Path, write_model: WriteModel) -> None:
     assert ort.OrtEngine(write_model(tmp_path / "m.onnx")).details == {"format": 1}
 
