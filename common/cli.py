@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
@@ -54,11 +55,13 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
 
 
 def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C.
+    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C or SIGTERM.
 
     Options named in `several` take any number of values after one flag: `--sigma 30 50` reads as
     `--sigma 30 --sigma 50`, which is all that Typer itself understands.
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # or the caller has it ignored
+        signal.signal(signal.SIGTERM, _terminate)
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
@@ -84,6 +87,12 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
     if code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
         print("interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does, with nothing half-written; a second one ends it at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _fail(message: str) -> NoReturn:

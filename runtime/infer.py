@@ -11,7 +11,6 @@ leave whole files only. Videos need PyAV: pip install -e '.[video]'.
 
 import importlib.metadata
 import os
-import signal
 import sys
 import unicodedata
 from pathlib import Path
@@ -227,13 +226,5 @@ def _line(text: str) -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
-def _terminate(number: int, frame: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does; a second one ends it at once."""
-    signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # or the caller has it ignored
-        signal.signal(signal.SIGTERM, _terminate)
     run(app)

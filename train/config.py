@@ -98,7 +98,8 @@ class OptimizerConfig:
                  cosine from the rate at step decay_from to 1 % of it, over decay_steps; 0 steps: no decay. Set by
                  `run.py --decay --steps`.
     clip_norm    largest norm of the gradient; 0: not clipped
-    ema          decay of the moving average of the weights, which is what is validated and released; 0: none
+    ema          decay of the moving average of the weights, which is what is validated and released; at step t no more
+                 than (1 + t) / (10 + t), or a short run would release what it began with; 0: none
     """
 
     loss: Literal["l1", "l2"] = "l2"
@@ -125,6 +126,10 @@ class OptimizerConfig:
             done = min(1.0, (step - self.decay_from + 1) / self.decay_steps)
             rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
         return rate
+
+    def kept(self, step: int) -> float:
+        """Decay of the moving average in step `step`, counted from 0."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 @dataclass(frozen=True)
@@ -321,6 +326,10 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
                 ("run", run, "steps minutes seed threads validation_crop checkpoint_every"),
             )
             for name in names.split()
+        ),
+        (
+            not 0 < run.validation_crop < 8,
+            f"run.validation_crop: expected 0, or 8 and more, found {run.validation_crop}",
         ),
         (run.seed < 2**63, f"run.seed: expected less than 2^63, found {run.seed}"),
         (run.steps > 0 or run.minutes > 0, "run: expected a budget: set run.steps or run.minutes"),

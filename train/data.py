@@ -22,6 +22,10 @@ from train.config import CameraConfig, DataConfig, NoiseConfig
 from train.examples import Example, read
 from train.noise import add_gaussian
 
+SPLITS = Path(__file__).resolve().parent / "splits"
+"""The lists for published data sets, which other images need not have anything of."""
+FORMAT = 2
+"""Of a bank: what is made of the same files. 2: turned upright."""
 VALIDATION_SHARE = 20
 """One scene in so many is held out where none of the fixed list's names is among the data."""
 VALIDATION_MOST = 20
@@ -59,20 +63,21 @@ def split(examples: Sequence[Example], holdout: Path) -> tuple[list[Example], li
     those listed, or else one scene in twenty: of the pairs where there are any, of the photos otherwise. Which ones is
     decided by the hash of their names, so that a photo more or less changes one of them at most.
 
-    Raises InputError where the list cannot be read, or nothing is left for either.
+    Raises InputError where the list cannot be read, one of the user's own names nothing that is there, or nothing is
+    left for either.
     """
-    try:
-        listed = {line.strip() for line in holdout.read_text().splitlines()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{holdout}: expected a text file of held-out names, found: {error}") from error
-    held = {e for e in examples if e.name in listed or Path(e.scene).name in listed}
+    listed = _listed(holdout)
+    held = {e for e in examples if listed & {e.name, Path(e.scene).name}}
+    if listed and not held and holdout.resolve().parent != SPLITS:
+        text = f"{holdout}: expected file names or scenes of these images, such as {examples[0].name}"
+        raise InputError(f"{text}, found {min(listed)} and no other that is here")
     pairs = any(e.noisy for e in examples)
     candidates = [e for e in examples if bool(e.noisy) == pairs]
     validation = [e for e in candidates if e in held]
     if not validation:
         scenes = list(dict.fromkeys(e.scene for e in candidates))
         if len(scenes) < 2:
-            what = "scenes" if pairs else "images"
+            what = "scenes, folders below noisy/ and clean/" if pairs else "images"
             raise InputError(f"{candidates[0].name}: expected at least 2 {what} (one is held out), found 1")
         scenes.sort(key=lambda scene: hashlib.sha256(Path(scene).name.encode(errors="surrogateescape")).digest())
         chosen = set(scenes[: min(VALIDATION_MOST, -(-len(scenes) // VALIDATION_SHARE))])
@@ -82,6 +87,22 @@ def split(examples: Sequence[Example], holdout: Path) -> tuple[list[Example], li
     if not training:
         raise InputError(f"{holdout}: names every image found: expected some that are left for training")
     return training, validation
+
+
+def absent(examples: Sequence[Example], holdout: Path) -> str:
+    """What of a list that names some of `examples` is not among them, in a line; "" where all is, or nothing."""
+    listed = _listed(holdout)
+    missing = listed - {name for e in examples for name in (e.name, Path(e.scene).name)}
+    if not missing or missing == listed:
+        return ""
+    return f"{holdout}: {len(missing)} of {len(listed)} names are not among the images, {min(missing)} for one"
+
+
+def _listed(holdout: Path) -> set[str]:
+    try:
+        return {line.strip() for line in holdout.read_text().splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{holdout}: expected a text file of held-out names, found: {error}") from error
 
 
 def open_bank(
@@ -99,7 +120,7 @@ def open_bank(
     """
     files = [[*([e.noisy] if e.noisy else []), *e.clean] for e in examples]
     stamps = [[(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths] for paths in files]
-    key = hashlib.sha256(json.dumps([stamps, channels, LEAST]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, channels, LEAST, FORMAT]).encode()).hexdigest()[:16]
     index_file, pixel_file = cache / f"{key}.json", cache / f"{key}.u8"
     if not index_file.exists():
         names, shapes = [], []

@@ -7,6 +7,7 @@
 Training and evaluation tell which data set a folder holds by the names of its files, unless NAME=FOLDER says it.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ class Layout:
 
     `clean` and `noisy` are patterns of whole paths, in any case, that begin with the given folder's own name. A noisy
     and a clean file belong together where the patterns' groups hold the same text. The group `scene` names what must
-    not be divided between training and validation.
+    not be divided between training and validation; where there are groups `root` and `name`, the scene is of that root,
+    and an empty one is named by `name`.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Layout:
     """Pairs or images of the whole set; 0: any number."""
     test: bool = False
     """Kept for testing: training refuses it."""
+    averaged: bool = False
+    """Several clean files with one key are of one scene, and stand for their mean."""
 
     @property
     def kind(self) -> str:
@@ -72,6 +76,7 @@ LAYOUTS = (
         "Mi3_Aligned, S90_Aligned, T3i_Aligned/Batch_001/*Noisy.bmp, *Reference.bmp, *full.bmp (the last two averaged)",
         r"(?P<scene>.*/)[^/]*(?:Reference|full)\.bmp",
         r"(?P<scene>.*/)[^/]*Noisy\.bmp",
+        averaged=True,
     ),
     Layout(
         "polyu",
@@ -84,9 +89,9 @@ LAYOUTS = (
     Layout(
         "pairs",
         "your own photos",
-        "noisy/NAME.png, clean/NAME.png (any format, any folders below)",
-        r"(.*/)clean/(?P<scene>.*)\.\w+",
-        r"(.*/)noisy/(?P<scene>.*)\.\w+",
+        "noisy/SCENE/NAME.png, clean/SCENE/NAME.png (any format); without SCENE each pair is a scene",
+        r"(?P<root>.*/)clean/(?P<scene>(?:[^/]+/)*)(?P<name>[^/]*)\.\w+",
+        r"(?P<root>.*/)noisy/(?P<scene>(?:[^/]+/)*)(?P<name>[^/]*)\.\w+",
     ),
     Layout(
         "cc",
@@ -200,10 +205,16 @@ class Found:
 
 
 def parse(text: str) -> tuple[Layout | None, Path]:
-    """(layout, folder) of NAME=FOLDER or FOLDER; the layout is None where the folder's files are to tell."""
+    """(layout, folder) of NAME=FOLDER or FOLDER; the layout is None where the folder's files are to tell.
+
+    Raises InputError where there is no folder in it.
+    """
     name, separator, folder = text.partition("=")
     layout = next((layout for layout in LAYOUTS if separator and layout.name == name), None)
-    return layout, Path(folder if layout else text)
+    folder = folder if layout else text
+    if not folder:  # as an unset "$DATA" is; Path would take it for the current folder
+        raise InputError(f"expected FOLDER or NAME=FOLDER, found {text!r}")
+    return layout, Path(folder)
 
 
 def absolute(text: str) -> str:
@@ -215,7 +226,8 @@ def absolute(text: str) -> str:
 def find(text: str) -> list[Found]:
     """What the folder of NAME=FOLDER or FOLDER holds, in the table's order.
 
-    Raises InputError where there is no such folder, nothing of what was named, or no image.
+    Raises InputError where there is no such folder, nothing of what was named, no image, or two clean images for one
+    noisy one.
     """
     named, folder = parse(text)
     rest = _files(folder)
@@ -245,23 +257,34 @@ def examples(folders: Sequence[str]) -> tuple[list[Example], list[Found]]:
     found = [part for folder in folders for part in find(folder)]
     for part in found:
         if part.layout.test:
-            raise InputError(f"{part}: this is a test set, which is never trained on: leave it out of --data")
+            raise InputError(
+                f"{part}: this is a test set, which is never trained on: leave it out of --data; if it is no more than "
+                f"photos of such names, say photos={part.folder}"
+            )
         if part.unpaired:
             raise InputError(f"{part.folder}: {part.missing}: is the download of {part.layout.name} complete?")
-    unique = {e.noisy or e.clean[0]: e for part in found for e in part.examples}  # folders may lie in each other
+    # folders may lie in each other, or be linked
+    unique = {os.path.realpath(e.noisy or e.clean[0]): e for part in found for e in part.examples}
     return sorted(unique.values(), key=lambda e: (e.noisy is not None, e.noisy or e.clean[0])), found
 
 
 def _files(folder: Path) -> list[Path]:
-    """All images and .mat files below the folder but for hidden ones, in the order of their paths."""
+    """All images and .mat files below the folder, and below those linked in it, but for hidden ones, in the order of
+    their paths."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}")
     suffixes = IMAGE_SUFFIXES | {".mat"}
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(root)
+        if here in seen:  # a link leads back to it
+            folders.clear()
+            continue
+        seen.add(here)
+        folders.sort()
+        paths = [Path(root) / name for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+    return sorted(found)
 
 
 def _match(layout: Layout, folder: Path, files: Sequence[Path]) -> tuple[Found, set[Path]]:
@@ -276,6 +299,9 @@ def _match(layout: Layout, folder: Path, files: Sequence[Path]) -> tuple[Found, 
     for key, (paths, scene) in noisy.items():
         if layout.clean is None or key in clean:
             of_scene = tuple(clean[key][0]) if layout.clean else ()
+            if len(of_scene) > 1 and not layout.averaged:
+                text = f"{paths[0]}: expected one clean image, found {of_scene[0].name} and {of_scene[1].name}"
+                raise InputError(f"{text}: names must differ in more than case and ending")
             pairs += [Example(of_scene, path, scene) for path in paths]
         else:
             unpaired += [f"a clean image for {path}" for path in paths]
@@ -293,8 +319,15 @@ def _keyed(pattern: str | None, folder: Path, files: Sequence[Path]) -> dict[str
         if match := compiled.fullmatch(f"{name}/{path.relative_to(folder).as_posix()}"):
             groups = match.groups()
             key = "\0".join(groups).lower() if groups else str(path)
-            keyed.setdefault(key, ([], match["scene"] if groups else ""))[0].append(path)
+            keyed.setdefault(key, ([], _scene(match)))[0].append(path)
     return keyed
+
+
+def _scene(match: re.Match[str]) -> str:
+    groups = match.groupdict("")
+    if "root" in groups:
+        return groups["root"] + (groups["scene"] or groups["name"])
+    return groups.get("scene", "")
 
 
 app = cli.application("What data sets there are, and what folders hold of them.")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.images import read_picture, rgb8
+from common.metadata import orientation
+from common.tiff import upright
 
 Pixels = NDArray[np.uint8]
 
@@ -72,7 +74,8 @@ def _mean(images: Sequence[Pixels], example: Example) -> Pixels:
 def _load(path: Path, variables: Sequence[str]) -> Pixels:
     """(N, H, W, 3) uint8 RGB: one picture, or the images of a .mat file (version 5)."""
     if path.suffix.lower() != ".mat":
-        return rgb8(read_picture(path))[None]
+        picture = read_picture(path)
+        return upright(rgb8(picture), orientation(picture.metadata))[None]  # a noisy one may be stored turned
     from scipy.io import loadmat  # type: ignore[import-untyped]  # scipy has no annotations
 
     try:

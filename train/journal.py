@@ -47,10 +47,15 @@ def opened(folder: Path, config: TrainConfig, step: int) -> Iterator[Journal]:
         yield Journal(log, board, advance, config.data.batch)
 
 
-def cut_log(path: Path, step: int) -> None:
-    """Forget what a killed run logged after its last checkpoint: those steps are about to be run again."""
+def cut_log(path: Path, step: int, validated: int) -> None:
+    """Forget what a killed run logged after its last checkpoint, which knows of validations up to step `validated`:
+    those steps are about to be run again."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _logged_step(line) <= step]
+        lines = [
+            line
+            for line in path.read_text().splitlines()
+            if _logged_step(line) <= (validated if '"psnr_' in line else step)
+        ]
         write_whole(path, "".join(line + "\n" for line in lines), overwrite=True)
 
 

@@ -73,6 +73,7 @@ class Trainer:
         )
         self.network.to(fabric.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if o.ema else None
+        self.replaced = torch.zeros((), device=fabric.device)  # of the average, in a step; where a graph reads it
         self.model, self.optimizer = fabric.setup(self.network, optimizer)
         self.feed = torch.cuda.Stream(fabric.device) if cuda else None
         self._under_way: deque[torch.cuda.Event] = deque()  # the ends of steps that the GPU has not finished
@@ -83,6 +84,7 @@ class Trainer:
         self.validated = 0  # the last step that was
         self.losses: list[Tensor] = []  # since the last log; this process's own, after the first `shared`
         self.shared = 0
+        self.signals: list[int] = []  # that ask it to stop
         self.journal: Journal | None = None  # the first process's, while it runs
 
     @property
@@ -104,7 +106,7 @@ class Trainer:
                         held.enter_context(locked(self.folder, self.step))
                         for unfinished in self.folder.glob(f"{TEMPORARY}*"):  # a killed run's
                             unfinished.unlink()
-                        cut_log(self.folder / LOG, self.step)
+                        cut_log(self.folder / LOG, self.step, self.validated)
                 return self._run()
         except OSError as error:
             raise OutputError(f"cannot write the run's folder {self.folder}: {error.strerror or error}") from error
@@ -115,6 +117,7 @@ class Trainer:
         end = begun + 60 * budget.minutes if budget.minutes else math.inf
         counted, kept, before, pace = self.step, self.step, self.seconds, 0.0
         with stop_on_signal() as signals, ExitStack() as stack, ThreadPoolExecutor(1) as prefetch:
+            self.signals = signals
             with processes.together():
                 if processes.first:
                     self.journal = stack.enter_context(opened(self.folder, self.config, self.step))
@@ -132,8 +135,8 @@ class Trainer:
                 if due or last or validate:  # before validation: a kill in that costs no training
                     self.save()
                     saved, kept = time.monotonic(), self.step
-                if validate:
-                    self._validate_and_keep()
+                if validate and not self._validate_and_keep():
+                    validate, stopped, last = False, True, True
                 if last:
                     if validate:
                         self.save()
@@ -168,6 +171,7 @@ class Trainer:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        self.replaced.fill_(1 - self.config.optimizer.kept(self.step))
         self.losses.append(self._update(noisy, clean))
         self.step += 1
         if self.feed is not None:  # or a slow GPU's batches pile up, and the clock would count steps not yet made
@@ -189,7 +193,10 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - o.ema)
+                average: list[Tensor] = list(self.average.parameters())
+                change = torch._foreach_sub(list[Tensor](self.network.parameters()), average)
+                torch._foreach_mul_(change, self.replaced)
+                torch._foreach_add_(average, change)
         return loss.detach()
 
     def _prepared(self, draws: list[Draw], crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,10 +232,15 @@ class Trainer:
             return f"{path} keeps an earlier state: --resume it with {gentler}"
         return f"no checkpoint was written yet: begin again with {gentler}"
 
-    def _validate_and_keep(self) -> dict[str, float]:
-        """PSNR on the held-out images for each kind of noise; better weights than any before are written out."""
-        kinds = validation_noises(self.validation, self.config)
-        values = {f"psnr_{noise_name(noise)}": self.validate(noise) for noise in kinds}
+    def _validate_and_keep(self) -> bool:
+        """PSNR on the held-out images for each kind of noise; better weights than any before are written out. False
+        where a signal has come in before it was done."""
+        values = {}
+        for noise in validation_noises(self.validation, self.config):
+            value = self.validate(noise)
+            if value is None:
+                return False
+            values[f"psnr_{noise_name(noise)}"] = value
         mean = float(np.mean(list(values.values())))
         with self.processes.together():
             if not math.isfinite(mean):
@@ -238,16 +250,23 @@ class Trainer:
                 write_whole(self.folder / CARD, json.dumps(self.card(values), indent=1) + "\n", overwrite=True)
         self.best, self.validated = max(mean, self.best), self.step
         self._record(**values)
-        return values
+        return True
 
     @torch.inference_mode()
-    def validate(self, noise: Noise) -> float:
-        """Mean PSNR in dB over the held-out images' central crops, without autocast.
+    def validate(self, noise: Noise) -> float | None:
+        """Mean PSNR in dB over the held-out images' central crops, without autocast; None where any process has got
+        a signal before it was done.
 
         An image counts 100 dB at most, so that an exact one (sigma 0, a new network) leaves a finite mean.
         """
         network, scores = self.released.eval(), torch.zeros(len(self.validation), dtype=torch.float64)
-        for index in range(self.processes.rank, len(scores), self.processes.size):
+        for first in range(0, len(scores), self.processes.size):
+            (stopped,) = self.processes.agree(bool(self.signals))
+            if stopped:
+                return None
+            index = first + self.processes.rank
+            if index >= len(scores):
+                continue
             noisy, clean = held_out(self.validation, index, noise, self.config)
             x = torch.from_numpy(pad_to_multiple(noisy.transpose(2, 0, 1)[None])).to(self.fabric.device)
             output = network(x)[0, :, : clean.shape[0], : clean.shape[1]].float().cpu().numpy().transpose(1, 2, 0)

@@ -14,6 +14,8 @@ what a run keeps, and how it is spread over GPUs and machines.
 
 import json
 import logging
+import math
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ with cli.needs("dev", __name__):
     from train import config as configuration
     from train.checkpoint import CHECKPOINT, read_checkpoint
     from train.config import TrainConfig
-    from train.data import Bank, open_bank, split
+    from train.data import Bank, absent, open_bank, split
     from train.datasets import absolute, examples
     from train.journal import LOG
     from train.loop import CARD, WEIGHTS, Trainer
@@ -85,7 +87,7 @@ def main(
                 trainer.begin_at(plan.released, str(init))
         finished = trainer.run()
         processes.say(f"step {trainer.step}: {'finished' if finished else 'stopped'}, state in {folder / CHECKPOINT}")
-        if (folder / WEIGHTS).exists():
+        if (folder / WEIGHTS).exists() and math.isfinite(trainer.best):
             best = f"PSNR {trainer.best:.2f} dB on {len(validation)} held-out images"
             processes.say(f"best weights ({best}): {folder / WEIGHTS}")
         if not finished:
@@ -172,16 +174,17 @@ def _plan(asked: Asked, processes: int) -> Plan:
         raise InputError(text)
     held = [name for name in (CHECKPOINT, WEIGHTS, CARD, LOG) if (folder / name).exists()]
     if held and not resume:
-        hint = "--resume it, or " if CHECKPOINT in held else ""
+        failed = held == [LOG]  # before it had a checkpoint
+        hint = "--resume it, or " if CHECKPOINT in held else "remove it, or " if failed else ""
         raise InputError(f"{folder} holds a run already ({', '.join(held)}): {hint}choose another --output")
     return Plan(settings, folder, state, released)
 
 
 def _validation(settings: TrainConfig) -> tuple[object, ...]:
-    """What a validation's PSNR depends on, but for the weights."""
-    data, run = settings.data, settings.run
+    """What a validation's PSNR depends on, but for the weights and the images, which the checkpoint names."""
+    run = settings.run
     noise = run.validation_sigmas, settings.noise.clip8, settings.camera
-    return data.folders, data.holdout, run.validation_crop, noise
+    return run.validation_crop, noise
 
 
 def _branch(step: int, length: int | None) -> list[str]:
@@ -194,7 +197,9 @@ def _branch(step: int, length: int | None) -> list[str]:
 
 def make_fabric(settings: TrainConfig, processes: Processes) -> Fabric:
     """Device, precision and, among several processes, DDP. Raises InputError for what this machine does not have."""
-    cuda, here = torch.cuda.is_available(), processes.local_size
+    cuda, here, cores = torch.cuda.is_available(), processes.local_size, os.cpu_count() or 1
+    if settings.run.threads > cores:
+        raise InputError(f"run.threads: expected at most this machine's {cores}, found {settings.run.threads}")
     precision = _fast_precision() if settings.run.precision == "auto" else settings.run.precision
     if precision == "fp16" and not cuda:
         raise InputError("run.precision=fp16: expected a CUDA GPU, found none; use bf16 or fp32")
@@ -230,6 +235,8 @@ def _banks(settings: TrainConfig, processes: Processes) -> tuple[Bank, Bank]:
     for part in found:
         processes.say(f"{part}: {part.missing}" if part.missing else str(part))
     training, validation = split(everything, CHECKOUT / data.holdout)
+    if warning := absent(everything, CHECKOUT / data.holdout):
+        processes.say(warning)
     banks = []
     for chosen, what in ((training, "training"), (validation, "validation")):
         banks.append(open_bank(chosen, channels=settings.model.channels, cache=Path(data.cache), report=_report))

@@ -153,6 +153,7 @@ def test_overriding_leaves_the_original_alone() -> None:
         (["run.validation_crop=-5"], "run.validation_crop"),
         (["run.seed=-1"], "run.seed"),
         (["run.threads=-2"], "run.threads"),
+        (["run.validation_crop=2"], "run.validation_crop: expected 0, or 8 and more"),
         (["run.minutes=-1"], "run.minutes"),
         (["run.minutes=0"], "budget"),
         (["run.log_every=0"], "log_every"),

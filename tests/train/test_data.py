@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common import images
 from common.errors import InputError, OutputError, SadnetError
 from train import examples
-from train.data import Bank, open_bank, split
+from train.data import SPLITS, Bank, absent, open_bank, split
 from train.datasets import find
 from train.examples import Example, photo
 
@@ -174,13 +174,24 @@ def test_listed_names_are_held_out_wherever_they_lie(tmp_path: Path) -> None:
     training, validation = split([photo(Path(p)) for p in ("x/a.png", "x/b.png", "y/c.png", "y/d.png")], holdout)
     assert [e.name for e in training] == ["a.png", "c.png"]
     assert [e.name for e in validation] == ["b.png", "d.png"]
+    warning = absent([*training, *validation], holdout)
+    assert warning.endswith("1 of 3 names are not among the images, absent.png for one")
+    assert absent(training, holdout) == ""  # as of a list that is for other images
+
+
+def test_a_list_of_the_users_that_names_nothing_is_refused(tmp_path: Path) -> None:
+    photos = [photo(Path(name)) for name in ("x/a.png", "x/b.png")]
+    (tmp_path / "list.txt").write_text("x/b.png\n")
+    with pytest.raises(InputError, match=r"expected file names or scenes .* such as a\.png, found x/b\.png"):
+        split(photos, tmp_path / "list.txt")
+    assert len(split(photos, SPLITS / "bsds500_validation.txt")[1]) == 1
 
 
 @pytest.mark.parametrize(("count", "held"), [(2, 1), (20, 1), (21, 2), (400, 20), (1001, 20)])
 def test_without_a_listed_name_one_in_twenty_is_held_out_and_twenty_at_most(
     tmp_path: Path, count: int, held: int
 ) -> None:
-    (tmp_path / "list.txt").write_text("absent.png")
+    (tmp_path / "list.txt").touch()
     photos = [photo(Path(f"{i:04}.png")) for i in range(count)]
     training, validation = split(photos, tmp_path / "list.txt")
     assert len(validation) == held
@@ -189,7 +200,7 @@ def test_without_a_listed_name_one_in_twenty_is_held_out_and_twenty_at_most(
 
 def test_a_photo_more_leaves_the_held_out_ones_as_they_were(tmp_path: Path) -> None:
     """Or a resumed run would be validated on what it has trained on. Where the photos lie does not matter either."""
-    (tmp_path / "list.txt").write_text("absent.png")
+    (tmp_path / "list.txt").touch()
 
     def held_out(names: Iterable[str], folder: str = "x") -> set[str]:
         return {e.name for e in split([photo(Path(folder) / name) for name in names], tmp_path / "list.txt")[1]}
@@ -213,7 +224,7 @@ def test_pairs_are_held_out_by_scene_and_photos_then_only_where_they_are_listed(
     photos = [photo(Path(name)) for name in ("a.png", "listed.png")]
     desk, wall = in_scene("p/desk", 1, 2), in_scene("p/wall", 1)
     assert split([*photos, *desk, *wall], holdout) == ([photos[0], *wall], desk)
-    holdout.write_text("absent\n")
+    holdout.write_text("\n")
     training, validation = split([*photos, *desk, *wall], holdout)
     assert (training, validation) == ([*photos, *wall], desk)  # a whole scene, not one of its pairs
     with pytest.raises(InputError, match="at least 2 scenes"):
@@ -225,6 +236,6 @@ def test_too_few_images_and_a_missing_list_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names every image"):
         split([photo(Path("a.png"))], tmp_path / "list.txt")
     with pytest.raises(InputError, match="at least 2"):
-        split([photo(Path("b.png"))], tmp_path / "list.txt")
+        split([photo(Path("b.png"))], SPLITS / "bsds500_validation.txt")
     with pytest.raises(InputError, match=r"none\.txt"):
         split([photo(Path("a.png"))], tmp_path / "none.txt")

@@ -175,6 +175,39 @@ def test_all_photos_of_one_of_sidds_scenes_and_all_crops_of_a_polyu_photo_are_on
     ]
 
 
+def test_your_own_pairs_are_of_the_scene_that_their_folder_names(unpack: Unpack) -> None:
+    names = ["a/1", "a/2", "b/1"]
+    folder = unpack([f"x/{half}/{name}.png" for half in ("noisy", "clean") for name in names])
+    scenes = [Path(e.scene).name for e in examples([str(folder)])[0]]
+    assert scenes == ["a", "a", "b"]
+    folder = unpack([f"y/{camera}/{half}/1.png" for half in ("noisy", "clean") for camera in ("one", "two")])
+    assert len({e.scene for e in examples([str(folder)])[0]}) == 2  # each pair is one, of its camera
+
+
+@pytest.mark.parametrize("second", ["clean/IMG.png", "clean/img.bmp"])
+def test_two_clean_images_for_one_noisy_one_are_refused(second: str, unpack: Unpack) -> None:
+    folder = unpack(["noisy/img.png", "clean/img.png", second])
+    with pytest.raises(InputError, match=r"noisy/img\.png: expected one clean image, found "):
+        find(str(folder))
+
+
+def test_links_are_followed_and_what_they_lead_to_is_taken_once(unpack: Unpack) -> None:
+    folder = unpack(["photos/1.png", "more/2.png"])
+    (folder / "photos" / "linked").symlink_to(folder / "more")
+    (folder / "more" / "back").symlink_to(folder / "photos")
+    found, _ = examples([str(folder / "photos")])
+    assert sorted(e.name for e in found) == ["1.png", "2.png"]
+    found, _ = examples([str(folder / "photos"), str(folder / "more")])
+    assert sorted(e.name for e in found) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize("text", ["", "photos="])
+def test_no_folder_is_not_the_current_one(text: str, unpack: Unpack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(unpack(["x/1.png"]))
+    with pytest.raises(InputError, match="expected FOLDER or NAME=FOLDER"):
+        absolute(text)
+
+
 def test_other_images_beside_pairs_are_counted_and_left_alone(unpack: Unpack) -> None:
     polyu = [f"PolyU/{file}" for file in ARCHIVES["polyu"][0]]
     folder = unpack([*polyu, "PolyU/OriginalImages/Canon5D2_bag_mean.JPG", "PolyU/figure.png"])

@@ -9,7 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.io import savemat  # type: ignore[import-untyped]  # scipy has no annotations
 
+from common.directories import ORIENTATION, SHORT, pack
 from common.errors import InputError
+from common.images import Picture, encode_picture
 from train.examples import Example, photo, read
 
 
@@ -47,6 +49,17 @@ def test_one_of_nams_files_holds_both_images_of_a_pair(tmp_path: Path) -> None:
     assert noisy is not None
     assert np.array_equal(noisy, both["img_noisy"])
     assert np.array_equal(clean, both["img_mean"])
+
+
+def test_an_image_that_is_stored_turned_fits_its_clean_one(tmp_path: Path) -> None:
+    upright = pixels(6, 9, 3)
+    exif = b"II*\0\x08\0\0\0" + pack({ORIENTATION: (SHORT, (6).to_bytes(2, "little"))}, 8)
+    turned = Picture(np.rot90(upright).copy(), metadata={"EXIF": exif})
+    (tmp_path / "n.png").write_bytes(encode_picture(turned, ".png")[0])
+    cv2.imwrite(str(tmp_path / "c.png"), upright[..., ::-1])
+    ((_, noisy, clean),) = read(Example((tmp_path / "c.png",), tmp_path / "n.png"))
+    assert noisy is not None
+    assert np.array_equal(noisy, clean)
 
 
 def test_images_of_two_sizes_are_no_pair(tmp_path: Path) -> None:

@@ -195,7 +195,8 @@ def test_a_run_is_never_started_over_files_of_one(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("mine")
     assert train("--config", config, "--output", tmp_path / "mine") == 2
-    assert f"holds a run already ({name}): choose another" in one_error()
+    hint = "remove it, or " if name == "log.jsonl" else ""
+    assert f"holds a run already ({name}): {hint}choose another" in one_error()
     assert [p.read_text() for p in (tmp_path / "mine").iterdir()] == ["mine"]
 
 
@@ -210,6 +211,7 @@ def test_a_run_is_never_started_over_files_of_one(
         (["--decay", "{run}", "--steps", "2", "--minutes", "1"], "expected no --minutes"),
         (["--decay", "{run}", "--steps", "0"], "--steps N"),
         (["--config", "{config}", "--output", "{new}", "--set", "run.precision=fp16"], "expected a CUDA GPU"),
+        (["--config", "{config}", "--output", "{new}", "--set", "run.threads=5000000000"], "expected at most this"),
         (["--config", "{config}", "--output", "{new}", "--data", "/nowhere"], "expected a folder of images"),
         (["--config", "{config}", "--output", "{new}", "--init", "/nowhere"], "expected SADNet weights"),
         (["--config", "{config}", "--output", "{new}", "--steps", "many"], "--steps"),
@@ -240,7 +242,7 @@ def test_a_kill_loses_at_most_a_minute_of_training_however_long_steps_and_valida
         lost.append(trained - kept)  # by a kill at the step's end
         return step(self, *batch)
 
-    def slow_validation(self: Trainer, noise: Noise) -> float:
+    def slow_validation(self: Trainer, noise: Noise) -> float | None:
         nonlocal clock
         clock += 100
         lost.append(trained - kept)

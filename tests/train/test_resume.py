@@ -241,6 +241,29 @@ def test_nor_do_scores_of_other_held_out_images(
     assert (state(folder)["best"] == 99.0) == stands
 
 
+def test_more_images_to_train_on_leave_the_best_score(
+    halfway: Path, tmp_path: Path, train: Train, state: State, config: Path
+) -> None:
+    folder, more = shutil.copytree(halfway, tmp_path / "run"), tmp_path / "more"
+    more.mkdir()
+    shutil.copy(config.parent / "photos" / "0.png", more / "x.png")
+    torch.save(state(halfway) | {"best": 99.0}, folder / "checkpoint.pt")
+    assert train("--resume", folder, "--steps", 4, "--data", config.parent / "photos", more) == 0
+    assert state(folder)["best"] == 99.0
+
+
+def test_a_validation_after_the_last_checkpoint_is_logged_once(
+    halfway: Path, tmp_path: Path, train: Train, logged: Logged
+) -> None:
+    """A kill came between the two; the checkpoint before a validation knows of its step, not of its scores."""
+    folder = shutil.copytree(halfway, tmp_path / "run")
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(checkpoint | {"validated": 0}, folder / "checkpoint.pt")
+    assert list(logged(folder, "psnr_sigma25")) == [3]
+    assert train("--resume", folder, "--steps", 3) == 0
+    assert list(logged(folder, "psnr_sigma25")) == [3]
+
+
 @pytest.mark.parametrize("change", ["camera.shot=[1e-3,1e-2]", "noise.clip8=false", "run.validation_crop=24"])
 def test_scores_of_other_noise_or_crops_do_not_compare(change: str, halfway: Path) -> None:
     asked = Asked(None, halfway, None, None, [], None, None, None, [change])
