@@ -1,6 +1,7 @@
 """What a file says of a picture is there again in the next one, where other programs look for it."""
 
 import io
+import struct
 import time
 import zlib
 from dataclasses import replace
@@ -144,6 +145,20 @@ def test_captions_comments_and_resolution_of_a_jpeg(tmp_path: Path) -> None:
     assert sorted(again(data, tmp_path, ".webp")[1]) == ["IPTC", "comment", "resolution"]
     image, lost = again(data, tmp_path, ".tif")
     assert (np.rint(image.info["dpi"]).tolist(), sorted(lost)) == ([300, 150], ["IPTC", "comment"])
+
+
+@pytest.mark.parametrize(("metre", "inch"), [(2**32 - 1, 65535), (0, 1)])
+def test_a_resolution_beyond_what_a_jpeg_can_say(metre: int, inch: int) -> None:
+    picture = Picture(RGB, metadata={"resolution": struct.pack(">II", metre, metre)})
+    assert struct.unpack_from(">BHH", encode_picture(picture, ".jpg")[0], 13) == (1, inch, inch)
+
+
+def test_half_of_a_jpegs_profile_is_none(tmp_path: Path) -> None:
+    data = saved(".jpg", icc_profile=LARGE_PROFILE)
+    assert read(tmp_path, data).metadata["ICC"] == LARGE_PROFILE
+    last = data.rindex(b"ICC_PROFILE\0") - 4
+    end = last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")
+    assert "ICC" not in read(tmp_path, data[:last] + data[end:]).metadata
 
 
 def test_what_has_no_room_in_a_jpegs_first_xmp_is_kept_or_named(tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_a_tiffs_alpha_is_not_multiplied_in(tmp_path: Path, kind: str, dtype: An
     np.testing.assert_array_equal(picture.alpha, image[..., 3])
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_turned_tiff_with_alpha_of_either_byte_order(tmp_path: Path, dtype: Any, order: Any) -> None:
+    """Both tags are overwritten before OpenCV sees them, in the file's own order."""
+    image = np.dstack([RGB, ALPHA]).astype(dtype)
+    options: dict[str, Any] = {"extrasamples": ["unassalpha"], "extratags": [(274, 3, 1, 6, True)]}
+    picture = read(tmp_path, tiff(image, photometric="rgb", byteorder=order, **options))
+    np.testing.assert_array_equal(picture.pixels, np.rot90(image[..., :3], -1))
+    np.testing.assert_array_equal(picture.alpha, np.rot90(image[..., 3], -1))
+
+
 @pytest.mark.parametrize(
     "options", [{"compression": "zlib"}, {"tile": (32, 32)}, {"bigtiff": True}, {"byteorder": ">"}]
 )
@@ -87,6 +98,15 @@ def test_a_thumbnail_page_is_no_second_picture(tmp_path: Path) -> None:
         writer.write(RGB, photometric="rgb")
         writer.write(RGB[::4, ::4], photometric="rgb", subfiletype=1)
     np.testing.assert_array_equal(read(tmp_path, file.getvalue()).pixels, RGB)
+
+
+def test_pages_that_say_they_are_pages_are_no_thumbnails(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for _ in range(2):
+            writer.write(RGB, photometric="rgb", subfiletype=2)
+    with pytest.raises(InputError, match="several pages"):
+        read(tmp_path, file.getvalue())
 
 
 def test_a_tiffs_alpha_is_marked_as_one() -> None:

@@ -134,7 +134,8 @@ class Build:
                 dims=dims, type=getattr(self.trt.DataType, kind), format=self.trt.TensorFormat[layout], scale=-1.0
             )
             most = self.trt.Dims([size.at(self.largest) for size in shape])
-            tensors.append(DynamicPluginTensorDesc(desc=desc, min=most, opt=most, max=most))
+            least = self.trt.Dims([size.at(dict.fromkeys(self.largest, 1)) for size in shape])
+            tensors.append(DynamicPluginTensorDesc(desc=desc, min=least, opt=least, max=most))
         return tensors
 
     def combinations(self) -> list[Combination]:

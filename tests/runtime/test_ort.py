@@ -86,6 +86,14 @@ def test_ctrl_c_while_onnxruntime_loads_is_no_missing_package(monkeypatch: pytes
         ort.load_onnxruntime()
 
 
+@pytest.mark.parametrize(("threads", "set_to"), [(1, 1), (3, 3), (None, 0)])
+def test_the_threads_are_those_that_were_asked_for(
+    tmp_path: Path, write_model: WriteModel, threads: int | None, set_to: int
+) -> None:
+    engine = ort.OrtEngine(write_model(tmp_path / "m.onnx"), threads)
+    assert engine._session.get_session_options().intra_op_num_threads == set_to  # 0: as ONNX Runtime likes
+
+
 def test_details_are_what_the_exporter_wrote(tmp_path: Path, write_model: WriteModel) -> None:
     assert ort.OrtEngine(write_model(tmp_path / "m.onnx")).details == {"format": 1}
 

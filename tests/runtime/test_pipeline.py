@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common.errors import ModelError, OutputError
-from common.images import Picture, decode_picture, read_picture, write_picture
+from common.images import Picture, decode_picture, decoded_size, read_picture, write_picture
 from runtime import lookahead, pipeline
 from runtime.denoiser import Denoiser
 from runtime.engines.base import Engine, Images, Io
@@ -199,6 +199,30 @@ def test_few_files_are_ahead_of_a_slow_network(tmp_path: Path) -> None:
     assert given == jobs
 
 
+def test_a_picture_borrows_for_all_of_its_copies(jobs: list[Job]) -> None:
+    ahead = lookahead.LookAhead(jobs[:1], lambda job, data: Picture(np.zeros((1, 1), np.uint8)), 1000)
+    ahead.start()
+    item = ahead.next()
+    ahead.close()
+    data = jobs[0].source.read_bytes()
+    assert item
+    assert item.size == len(data) + 4 * decoded_size(data)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".mp4"])
+def test_what_fails_and_videos_give_their_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Or a folder with more of them than there are places would never end."""
+    given: list[Job] = []
+    monkeypatch.setattr(lookahead.LookAhead, "give_back", lambda _, item: given.append(item.job))
+    monkeypatch.setattr(pipeline, "denoise_video", lambda *_, **__: [])
+    jobs = [Job(tmp_path / f"{i}{suffix}", tmp_path / "out" / f"{i}{suffix}") for i in range(3)]
+    summary = denoise_files(Denoiser(Negative()), jobs)
+    assert (summary.done, len(summary.faults)) == ((0, 3) if suffix == ".png" else (3, 0))  # no such pictures
+    assert given == jobs
+
+
 def test_ctrl_c_leaves_whole_files_only(jobs: list[Job]) -> None:
     seen = 0
 
@@ -251,14 +275,14 @@ def test_ctrl_c_at_any_time(jobs: list[Job]) -> None:
     assert len(set(ended)) > 2
 
 
-@pytest.mark.parametrize("where", ["decode_picture", "write_picture"])
+@pytest.mark.parametrize("where", ["pipeline.decode_picture", "pipeline.write_picture", "lookahead.read_file"])
 def test_a_defect_of_ours_is_not_told_as_a_bad_file(
     jobs: list[Job], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def defect(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, where, defect)
+    monkeypatch.setattr(f"runtime.{where}", defect)
     with pytest.raises(ZeroDivisionError):
         denoise_files(Denoiser(Negative()), jobs)
     assert threading.active_count() == 1

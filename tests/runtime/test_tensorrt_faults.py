@@ -15,6 +15,7 @@ from common.errors import InputError, ModelError, OutputError
 from common.files import sha256
 from runtime.engines import open_engine
 from runtime.engines.base import Images
+from runtime.engines.loaded_plan import SHAPES
 from runtime.engines.tensorrt import ON_WAY, TensorRTEngine
 from tests.runtime.gpu_double import World
 from tests.runtime.tensorrt_double import LARGE, SCRATCH, SMALL, images, machine, write_plan
@@ -39,6 +40,22 @@ def test_a_source_that_fails_gives_its_slots_back(plans: Path) -> None:
             with pytest.raises(OSError, match="unplugged"):
                 list(engine.stream(source()))
         assert len(engine._free) == len(engine._slots) <= ON_WAY
+
+
+def test_buffers_of_what_failed_are_given_back_once_nothing_touches_them(plans: Path) -> None:
+    """Other shapes take their place while the GPU may still be at it."""
+
+    def source(size: tuple[int, int]) -> Iterator[Images]:
+        yield images(1, size)
+        raise OSError("the camera was unplugged")
+
+    world = World()
+    with machine(world), TensorRTEngine([plans / "range.plan"]) as engine:
+        world.late = [engine.gpu.download]
+        for side in range(1, SHAPES + 2):
+            with pytest.raises(OSError, match="unplugged"):
+                list(engine.stream(source((8 * side, 8))))
+        np.testing.assert_allclose(engine.run(images(1, (8, 8))), 1 - images(1, (8, 8)), atol=1e-6)
 
 
 def test_what_the_library_says_is_told_and_the_engine_lives_on(plans: Path) -> None:
@@ -143,6 +160,9 @@ def test_what_cannot_be_captured_runs_without_a_graph(tmp_path: Path) -> None:
             np.testing.assert_allclose(engine.run(images(5, size)), 1 - images(5, size), atol=1e-6)
         assert not world.capturing
         assert world.captures == ON_WAY  # of the other plan
+        streams = len(world.streams)  # each try makes one
+        engine.run(images(5, SMALL))
+        assert len(world.streams) == streams
 
 
 def test_a_closed_engine_says_so(plans: Path) -> None:

@@ -118,6 +118,14 @@ def test_metadata_of_an_iphone(tmp_path: Path) -> None:
     assert names.items() <= Read(tmp_path / "out.mov").metadata.items()
 
 
+def test_the_encoder_chooses_its_key_frames(tmp_path: Path) -> None:
+    """Not every frame is one where the source has no others, as those of cameras and editors do."""
+    clip = make(tmp_path / "clip.mkv", "ffv1", options={"g": "1"})
+    denoise_video(same, clip, tmp_path / "out.mp4")
+    kinds = [[frame.key_frame for frame in Read(tmp_path / name).frames] for name in ("clip.mkv", "out.mp4")]
+    assert kinds == [[True] * 5, [True] + [False] * 4]
+
+
 REPLACED: dict[str, tuple[dict[str, Any], str, str]] = {  # clip -> how it is made, format of the output, note
     "a.mkv": ({"codec": "mjpeg", "pixels": "yuvj422p"}, "out.mp4", "mjpeg 4:2:2 8-bit is written as h264 4:2:2 8-bit"),
     "b.mkv": ({"codec": "mjpeg", "pixels": "yuvj420p", "size": (63, 47)}, "out.mp4", "written as h264 4:4:4 8-bit"),
