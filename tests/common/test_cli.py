@@ -57,7 +57,7 @@ def test_a_stdout_that_cannot_take_it(stdout: str, code: int, tmp_path: Path) ->
         "from common import cli\napp = cli.application('Shows a name.')\n"
         "@app.command()\ndef main() -> None:\n    print('\\u00fc.png')\n\ncli.run(app)\n"
     )
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     with open("/dev/full" if stdout == "full" else tmp_path / "out", "w") as out:
         command = [sys.executable, str(program)]
         if stdout == "closed":

@@ -30,6 +30,14 @@ def test_directories_come_back(tags: Tags, below: Tags, at: int) -> None:
             assert all(below[code] == value for code, value in inner.items())
 
 
+def test_values_lie_at_even_offsets() -> None:
+    """As TIFF 6.0 has it on page 15."""
+    data = pack({270: (2, b"a note\0"), 305: (2, b"a program\0")}, 8)
+    first, second = (int.from_bytes(data[at : at + 4], "little") for at in (10, 22))
+    assert (first % 2, second % 2) == (0, 0)
+    assert data[second - 8 :].rstrip(b"\0") == b"a program"
+
+
 @settings(deadline=None, max_examples=300)
 @given(data=st.binary(max_size=80), order=st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]))
 def test_directories_of_any_bytes_end(data: bytes, order: bytes) -> None:

@@ -51,6 +51,14 @@ def test_a_gray_png_that_names_its_transparent_value(tmp_path: Path, mode: str, 
     np.testing.assert_array_equal(picture.alpha, np.where(samples == expected, 0, np.iinfo(dtype).max))
 
 
+def test_a_png_that_is_too_wide_for_opencv(tmp_path: Path) -> None:
+    side = 2**20 + 1
+    header = side.to_bytes(4, "big") + bytes((0, 0, 0, 1, 8, 0, 0, 0, 0))
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(side + 1))), (b"IEND", b""))
+    with pytest.raises(InputError, match=r"2\^20 a side, found 1048577x1"):
+        read(tmp_path, PNG_START + b"".join(png_chunk(*part) for part in parts))
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_of_a_transparent_value_only_the_samples_bits_count(tmp_path: Path, bits: int) -> None:
     """PNG 11.3.2.1."""

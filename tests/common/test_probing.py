@@ -1,10 +1,13 @@
 """Every probe gets an answer, whatever it does; a fault is told once, where its root is."""
 
+import signal
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -110,6 +113,18 @@ def test_a_hang_is_an_answer() -> None:
         began = time.monotonic()
         assert child(code, limit=1) == Answer("broken", "no answer within 1 s", TODO)
         assert time.monotonic() - began < 15
+
+
+def test_what_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def popen(*arguments: Any, start: Any = subprocess.Popen, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    assert child("time.sleep(60)", limit=0.1).found == "no answer within 0.1 s"
+    assert [process.wait(10) for process in started] == [-signal.SIGKILL]
 
 
 def test_a_process_that_cannot_be_started(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from export import plan_graph
 from export.parity import ASSETS
 from export.plan_build import Sizes, build
 from export.plan_rtx import RtxTarget
-from export.plan_types import Precision, retype
+from export.plan_types import Precision, is_op, retype
 from plugins import onnx_op
 
 BUNDLED = ASSETS / "blind_color.onnx"
@@ -63,6 +63,18 @@ def test_sampling_in_half_precision_is_found(monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setattr(onnx_op, "_GRID_SAMPLE", text)
     with pytest.raises(ModelError, match=r"expected FLOAT in the layer ModulatedDeformConv2d/f32_\w+, found HALF"):
+        build(RtxTarget(), network(Precision.FP16), Precision.FP16, SMALL)
+
+
+def test_a_lost_deformable_convolution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_one(target: RtxTarget, model: onnx.ModelProto, sizes: Sizes) -> onnx.ModelProto:
+        node = next(filter(is_op, model.graph.node))
+        x, _, weight, bias = node.input
+        node.CopyFrom(helper.make_node("Conv", [x, weight, bias], list(node.output), pads=[1, 1, 1, 1]))
+        return plan_graph.with_grid_sample(model, 64, 64)
+
+    monkeypatch.setattr(RtxTarget, "state_op", without_one)
+    with pytest.raises(ModelError, match=r"convolutions, 4 of them deformable, found 48, 3 of them"):
         build(RtxTarget(), network(Precision.FP16), Precision.FP16, SMALL)
 
 

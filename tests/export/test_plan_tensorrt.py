@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -99,6 +99,23 @@ def test_everything_but_plugin_and_engine(
     assert found["plan_sha256"] == sha256(tmp_path / "a.plan")
     assert found["activation_bytes"] == 123456789
     assert command(plain_model, "--overwrite")[0] == 0  # from the timing cache that is there
+
+
+def test_a_timing_cache_of_another_gpu_is_replaced_by_an_empty_one(
+    calls: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given: list[bytes] = []
+
+    def take(cache: bytes, ignore_mismatch: bool) -> bool:
+        given.append(cache)
+        return not cache and not ignore_mismatch
+
+    (tmp_path / "a.timing").write_bytes(b"another's")
+    config = SimpleNamespace(create_timing_cache=lambda data: data, set_timing_cache=take)
+    target = plan_tensorrt.TensorRTTarget(None, tmp_path / "a.timing")
+    target.configure(sys.modules["tensorrt"], config, tensorrt_library.Log("TensorRT"))
+    assert given == [b"another's", b""]
+    assert "it will be replaced" in capfd.readouterr().err.replace("\n", " ")
 
 
 def test_tensorrt_10_is_refused_with_either_plugin(

@@ -196,6 +196,10 @@ def test_wrong_options_are_one_line(rtx: Command, tmp_path: Path, options: tuple
     assert files(tmp_path) == []
 
 
+def test_a_capability_named_twice_counts_once() -> None:
+    assert RtxTarget(["7.5", "7.5"]).capabilities == ("7.5",)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -285,3 +289,24 @@ def test_plan_and_sidecar_appear_together(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="appeared meanwhile"):
         manager.__exit__(None, None, None)
     assert files(tmp_path) == ["a.plan.json"]
+
+
+def test_a_plan_that_replaced_another_stays_where_its_sidecar_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one is gone; that the old sidecar is of another, its SHA-256 tells."""
+    plan, about = tmp_path / "a.plan", tmp_path / "a.plan.json"
+    for path in (plan, about):
+        path.write_text("old")
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target == about:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="No space"), plan_files(plan, overwrite=True) as temporary:  # noqa: PT012
+        for path in temporary:
+            path.write_text("new")
+    assert (plan.read_text(), about.read_text()) == ("new", "old")

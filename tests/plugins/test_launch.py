@@ -54,6 +54,10 @@ def test_sadnets_tiles_are_for_its_layers_alone(other: Layer) -> None:
     assert not set(launch.tiles(other)) & set(launch.tiles(Layer(32, 32, 8)))
 
 
+def test_a_tile_has_no_more_outputs_than_its_layer_needs() -> None:
+    assert [launch.tiles(Layer(64, outputs, 4))[0].outputs for outputs in (32, 40, 200)] == [32, 64, 128]
+
+
 @pytest.mark.parametrize("slope", [float("inf"), float("nan")])
 def test_a_slope_that_no_source_can_hold_is_refused(slope: float) -> None:
     with pytest.raises(InputError, match="expected a finite negative_slope"):

@@ -71,6 +71,7 @@ def test_arrays_of_any_layout() -> None:
         (np.full((4, 4), np.nan, np.float32), "NaN"),
         (np.full((4, 4), -np.inf, np.float16), "infinity"),
         (np.full((4, 4), 255, np.float32), "divide by 255"),
+        (np.full((4, 4), -255, np.float32), "found 255: divide by 255"),
     ],
 )
 def test_arrays_that_are_refused(image: NDArray[Any], words: str) -> None:

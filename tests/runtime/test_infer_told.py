@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import pytest
 from common.images import Picture, encode_picture, read_picture, write_picture
 from common.metadata import Metadata
 from runtime import infer, memory
+from runtime.jobs import Job, Plan
+from runtime.pipeline import Summary
 from tests.runtime.commands import ROOT, photo, script, tree
 from tests.runtime.video_clips import make
 
@@ -128,10 +131,27 @@ def test_little_memory_makes_small_tiles_and_says_so(
     monkeypatch.setattr(infer, "_own_stderr", partial(open, tmp_path / "told", "w"))
     options: dict[str, Any] = dict.fromkeys(("model", "depth", "threads"))
     options |= {"list_models": False, "strength": 1.0, "quality": 95, "overwrite": True, "skip_existing": False}
-    for tile in (0, 512):
+    for tile in (0, 256, 512):
         infer.infer([source], engine=model, output=tmp_path / "b.png", tile=tile, max_megapixels=1, **options)
         told.append((tmp_path / "told").read_text())
-    assert told == ["note: in tiles of 256 pixels, as little memory is free: --tile 512 insists\n", ""]
+    assert told == ["note: in tiles of 256 pixels, as little memory is free: --tile 512 insists\n", "", ""]
+
+
+def test_what_another_run_has_done_meanwhile_is_not_left() -> None:
+    plan = Plan(jobs=[Job(Path(f"{number}.png"), Path(f"out/{number}.png")) for number in range(9)])
+    line = infer._told(Summary(done=3, skipped=2, interrupted=""), plan, 0, "")
+    assert line.startswith("3 images, 2 skipped, interrupted with 4 left: ")
+
+
+def test_a_second_sigterm_ends_it_at_once() -> None:
+    """What hangs in a driver raises no KeyboardInterrupt."""
+    before = signal.signal(signal.SIGTERM, infer._terminate)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_word_about_flicker_and_depth(tmp_path: Path, model: Path) -> None:

@@ -204,6 +204,21 @@ def test_outputs_below_a_pattern_are_no_inputs(here: Path) -> None:
     assert "would be written over clean/b.jpg, an input" in str(plan_of("clean/*.jpg", output="clean").faults[0])
 
 
+def test_outputs_below_a_folder_are_no_inputs(here: Path) -> None:
+    touch("in/a.jpg", "in/clean/a.jpg")
+    plan = plan_of("in", output="in/clean", overwrite=True)
+    assert (pairs(plan), plan.faults) == ({"in/a.jpg": "in/clean/a.jpg"}, [])
+
+
+def test_an_input_is_not_written_over_by_way_of_a_link(here: Path) -> None:
+    touch("in/a.jpg")
+    Path("out").mkdir()
+    Path("out/a.jpg").symlink_to(here / "in/a.jpg")
+    plan = plan_of("in", output="out", overwrite=True)
+    assert plan.jobs == []
+    assert "would be written over in/a.jpg, an input" in str(plan.faults[0])
+
+
 def test_kinds_that_are_not_read_are_counted_in_folders_and_named_with_what_helps(here: Path) -> None:
     touch("in/a.jpg", "in/b.HEIC", "in/x/c.heic", "in/d.avi", "in/.e.heic", "in/notes.txt")
     plan = plan_of("in")

@@ -95,6 +95,12 @@ def test_weights_are_channels_last_too() -> None:
     assert network.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_network_is_no_longer_in_training() -> None:
+    network = Invert().train()
+    TorchEngine(network, 3)
+    assert not network.training
+
+
 def test_images_are_left_as_they_are() -> None:
     images = batch(0, (1, 3, 8, 8))
     images.flags.writeable = False
@@ -160,6 +166,14 @@ def test_graphs_of_shapes_not_seen_for_long_are_dropped() -> None:
     assert len(double.recorded) == GRAPHS + 1  # the first shape was used again in time
     engine.run(batch(0, FLOATS[1]))  # long gone: it starts anew
     assert len(double.recorded) == GRAPHS + 1
+
+
+def test_as_many_shapes_as_are_remembered_keep_their_graphs() -> None:
+    engine, double = on_double(Invert(), "at once")
+    first, *_, last = shapes = FLOATS[:GRAPHS]
+    for shape in [*shapes, *shapes, last, first, first]:
+        engine.run(batch(0, shape))
+    assert len(double.recorded) == GRAPHS
 
 
 def test_without_graphs_nothing_is_captured() -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -158,6 +157,16 @@ def test_an_interrupt_of_the_last_moment_loses_nothing(tmp_path: Path, monkeypat
         denoise_video(same, clip, tmp_path / "out.mp4")
     after = Read(tmp_path / "out.partial.mp4")
     assert (len(after.frames), after.packets) == (5, Read(clip).packets)
+
+
+def test_what_cannot_be_read_back_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(target: Target) -> None:
+        raise OutputError("cannot be read")
+
+    monkeypatch.setattr(Target, "check", unreadable)
+    with pytest.raises(OutputError, match=r"^cannot be read$"):
+        denoise_video(same, make(tmp_path / "clip.mp4"), tmp_path / "out.mp4")
+    assert files(tmp_path) == ["clip.mp4"]
 
 
 def test_a_second_interrupt_waits_for_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,14 +347,3 @@ def test_packets_that_the_container_refuses_stop_nothing(tmp_path: Path, monkeyp
     notes = denoise_video(same, clip, tmp_path / "out.mp4")
     assert any("packets of other streams are left out" in note for note in notes)
     assert Read(tmp_path / "out.mp4").packets == expected
-
-
-def test_frames_whose_times_are_missing_or_do_not_increase(tmp_path: Path) -> None:
-    with Source(make(tmp_path / "clip.mp4")) as source:
-        last, times = None, []
-        for given_time in (None, None, 2000, 2000, 1500, None, 5000):
-            frame: Any = SimpleNamespace(pts=given_time, duration=0)
-            last = source._place(frame, last)
-            times.append(last)
-        assert times == [0, 512, 2000, 2001, 2002, 2514, 5000]
-        assert any("times of 2 frames do not increase" in note for note in source.notes())

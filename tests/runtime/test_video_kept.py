@@ -3,6 +3,7 @@
 import itertools
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -14,6 +15,7 @@ from av.sidedata.sidedata import Type
 from common.metrics import psnr
 from runtime import Denoiser
 from runtime.video import denoise_video
+from runtime.video_source import Source
 from tests.runtime.video_clips import Function, Read, add_cover, copied, make, same
 
 HDR10 = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
@@ -69,6 +71,17 @@ def test_a_video_that_starts_late_and_one_of_a_single_frame(tmp_path: Path) -> N
     assert Read(tmp_path / "out.mp4").times == Read(late).times
     denoise_video(same, make(tmp_path / "one.mp4", frames=1), tmp_path / "out1.mp4")
     assert len(Read(tmp_path / "out1.mp4").frames) == 1
+
+
+def test_frames_whose_times_are_missing_or_do_not_increase(tmp_path: Path) -> None:
+    with Source(make(tmp_path / "clip.mp4")) as source:
+        last, times = None, []
+        for given_time in (None, None, 2000, 2000, 1500, None, 5000):
+            frame: Any = SimpleNamespace(pts=given_time, duration=0)
+            last = source._place(frame, last)
+            times.append(last)
+        assert times == [0, 512, 2000, 2001, 2002, 2514, 5000]
+        assert any("times of 2 frames do not increase" in note for note in source.notes())
 
 
 @pytest.mark.parametrize(("codec", "end"), [("libx265", ".mp4"), ("libx265", ".webm")])

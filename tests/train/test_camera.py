@@ -136,6 +136,15 @@ def test_clipped_highlights_carry_no_noise(linear_noise: Noise) -> None:
     assert linear_noise(flat(0.9, 0.9, 0.9), strong).std() > 0.02
 
 
+def test_towards_white_the_noise_fades_from_nine_tenths_of_its_light_on(linear_noise: Noise) -> None:
+    def deviation(light: float) -> float:
+        level = float(_gamma(torch.tensor(light)))
+        return float(linear_noise(flat(level, level, level), replace(PLAIN, read=1e-5)).std())
+
+    assert deviation(0.89) > 0.9 * deviation(0.85)
+    assert 0.4 < deviation(0.95) / deviation(0.85) < 0.65
+
+
 def test_noise_does_not_shift_the_mean_where_nothing_clips(linear_noise: Noise) -> None:
     noise = linear_noise(flat(0.5, 0.45, 0.55), replace(PLAIN, shot=2e-4, saturation=0.8, red_gain=2.0))
     assert float(noise.mean((1, 2)).abs().max()) < 3e-4

@@ -62,6 +62,14 @@ def test_an_image_that_is_stored_turned_fits_its_clean_one(tmp_path: Path) -> No
     assert np.array_equal(noisy, clean)
 
 
+def test_the_mean_of_exposures_is_rounded(tmp_path: Path) -> None:
+    paths = tuple(tmp_path / f"{number}.png" for number in range(3))
+    for path, level in zip(paths, (10, 11, 11), strict=True):
+        cv2.imwrite(str(path), np.full((4, 4, 3), level, np.uint8))
+    ((_, _, clean),) = read(Example(paths))
+    assert np.array_equal(clean, np.full((4, 4, 3), 11))
+
+
 def test_images_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
     for name, size in (("n.png", (6, 8)), ("c.png", (6, 7)), ("d.png", (6, 8))):
         cv2.imwrite(str(tmp_path / name), pixels(*size, 3))

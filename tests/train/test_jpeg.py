@@ -76,6 +76,20 @@ def test_each_image_has_its_own_quality_and_origin(photo: Tensor) -> None:
     assert rms(together[1], batch[1]) < rms(together[0], batch[0])
 
 
+def test_the_tables_are_libjpegs_at_every_quality() -> None:
+    """As its files hold them, in zigzag order."""
+    row, column = np.indices((8, 8)).reshape(2, -1)
+    along = np.where((row + column) % 2, row, column)
+    zigzag = np.lexsort((along, row + column))
+    gray = np.zeros((8, 8, 3), np.uint8)
+    for quality in range(1, 101):
+        data = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        for number, base in enumerate((jpeg._LUMA, jpeg._CHROMA)):
+            at = data.index(b"\xff\xdb\x00\x43" + bytes([number])) + 5
+            table = jpeg._table(base, torch.tensor([quality]))[0].numpy()
+            assert list(data[at : at + 64]) == table[zigzag].tolist(), quality
+
+
 def test_the_transform_is_orthonormal() -> None:
     transform = jpeg._dct(torch.device("cpu"))
     assert torch.allclose(transform @ transform.T, torch.eye(64, dtype=torch.float64), atol=1e-12)

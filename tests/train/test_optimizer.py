@@ -68,6 +68,30 @@ def test_whatever_its_size_a_gradient_makes_a_step_of_no_more_than_1(size: float
         assert torch.linalg.svdvals(found).max() < 1.25
 
 
+def test_a_gradient_of_a_trillionth_still_makes_a_whole_step() -> None:
+    assert torch.linalg.svdvals(orthogonal([1e-13 * normal(8, 72)])[0]).min() > 0.5
+
+
+def test_steps_take_all_of_fp32_and_the_rest_of_training_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(matrices: list[Tensor]) -> list[Tensor]:
+        seen.append(torch.get_float32_matmul_precision())
+        return orthogonal(matrices)
+
+    monkeypatch.setattr("train.optimizer.orthogonal", noted)
+    kernel = nn.Parameter(normal(8, 8, 3, 3))
+    kernel.grad = normal(8, 8, 3, 3, seed=1)
+    optimizer = make_optimizer([kernel], OptimizerConfig(kind="muon"), fused=False, graphed_on=None)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        optimizer.step()
+        assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_layer_that_gets_no_more_gradients_comes_to_rest() -> None:
     layer = nn.Conv2d(16, 16, 3, bias=False)
     optimizer = make_optimizer(layer.parameters(), OptimizerConfig(kind="muon", lr=1e-3), fused=True, graphed_on=None)

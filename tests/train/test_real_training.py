@@ -151,6 +151,7 @@ def test_held_out_images_are_cropped_to_the_centre_and_always_the_same() -> None
         first, second = (held_out(bank(3), 0, noise, config) for _ in range(2))
         assert first[0].shape == first[1].shape == (8, 8, 3)
         assert np.array_equal(first[0], second[0])
+        assert np.array_equal(first[1], bank(3)[0][6:14, 8:16].astype(np.float32) / np.float32(255))
         assert psnr(*first) < 60
 
 

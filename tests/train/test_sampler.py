@@ -110,6 +110,12 @@ def test_images_are_drawn_in_proportion_to_their_size(sampler: Callable[..., Sam
     assert shares == pytest.approx([1 / 16, 9 / 16, 6 / 16], abs=0.03)
 
 
+def test_the_proportion_is_exact_to_the_pixel(sampler: Callable[..., Sampler]) -> None:
+    s = sampler(make_bank((1, 1), (1, 2)))
+    counts = Counter(s.draw(step, 0).image for step in range(3000))
+    assert counts[0] / 3000 == pytest.approx(1 / 3, abs=0.04)
+
+
 def test_all_eight_transforms_occur_and_differ(sampler: Callable[..., Sampler]) -> None:
     s = sampler(make_bank((16, 16)), clip8=False)
     assert {s.draw(step, 0).transform for step in range(200)} == set(range(8))
