@@ -31,7 +31,7 @@ def test_directories_come_back(tags: Tags, below: Tags, at: int) -> None:
 
 
 def test_values_lie_at_even_offsets() -> None:
-    """As TIFF 6.0 has it on page 15."""
+    """As TIFF 6.0 asks for."""
     data = pack({270: (2, b"a note\0"), 305: (2, b"a program\0")}, 8)
     first, second = (int.from_bytes(data[at : at + 4], "little") for at in (10, 22))
     assert (first % 2, second % 2) == (0, 0)
