@@ -1,6 +1,7 @@
 """Exit codes, and lists after one flag."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli import _repeat_flags, application, parse_size, run
+from common.cli import _repeat_flags, _terminate, application, parse_size, run
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,3 +114,14 @@ def test_a_size_is_width_by_height(text: str) -> None:
     assert parse_size("--size", "480x320") == (480, 320)
     with pytest.raises(InputError, match="--size: expected WIDTHxHEIGHT"):
         parse_size("--size", text)
+
+
+def test_a_second_sigterm_ends_it_at_once() -> None:
+    """What hangs in a driver raises no KeyboardInterrupt."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,17 +140,6 @@ def test_what_another_run_has_done_meanwhile_is_not_left() -> None:
     plan = Plan(jobs=[Job(Path(f"{number}.png"), Path(f"out/{number}.png")) for number in range(9)])
     line = infer._told(Summary(done=3, skipped=2, interrupted=""), plan, 0, "")
     assert line.startswith("3 images, 2 skipped, interrupted with 4 left: ")
-
-
-def test_a_second_sigterm_ends_it_at_once() -> None:
-    """What hangs in a driver raises no KeyboardInterrupt."""
-    before = signal.signal(signal.SIGTERM, infer._terminate)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_word_about_flicker_and_depth(tmp_path: Path, model: Path) -> None:
