@@ -34,8 +34,9 @@ def modulated_deform_conv2d(
     )
     samples = sample_taps(x, offset, offset_groups)
     mask = logits.sigmoid().reshape(n * offset_groups, 1, op.TAPS, h, w)
-    columns = (samples.to(x.dtype) * mask).reshape(n, -1, h, w)
-    y = F.conv2d(columns, weight.reshape(o, -1, 1, 1), bias)
+    taps = weight.shape[1] * op.TAPS
+    columns = (samples.to(x.dtype) * mask).reshape(n, taps, h, w)
+    y = F.conv2d(columns, weight.reshape(o, taps, 1, 1), bias)
     return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
@@ -28,15 +29,24 @@ def modulated_deform_conv2d(
     """`plugins.op` on the tensors' device; shapes, units and the layout of `offset_mask` are described there.
 
     Where a gradient is wanted the op is spelled out for autograd, which keeps the samples; the node that is exported
-    computes them again in its backward pass. Raises ValueError for shapes that do not fit.
+    computes them again in its backward pass. y has the type of x, in which all is computed unless autocast has another.
+    Raises ValueError for shapes that do not fit.
     """
     tensors = (x, offset_mask, weight, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling():
+    spelled = torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.numel() and weight.numel()
+    if spelled and any(t.requires_grad or _tangent(t) for t in tensors):
+        if not torch.is_autocast_enabled(x.device.type):
+            tensors = (x, offset_mask.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype))
         usable = training_op.usable_for(*tensors, offset_groups=offset_groups)
         form = training_op.modulated_deform_conv2d if usable else _differentiable
         return form(*tensors, offset_groups, negative_slope)
     y: Tensor = _node(*tensors, offset_groups, negative_slope)
     return y
+
+
+def _tangent(t: Tensor) -> bool:
+    """Whether t has a derivative in forward mode, which the node would drop without a word."""
+    return forward_ad.unpack_dual(t).tangent is not None
 
 
 def _differentiable(
@@ -169,6 +179,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @once_differentiable  # or a second derivative would be silently 0
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Not an op of its own: below the dispatcher, where an op's kernel runs, autograd records nothing.
+    if not grad.numel():  # of no images, pixels or outputs
+        return *(torch.zeros_like(t) for t in ctx.saved_tensors), None, None
     leaves = tuple(t.detach().requires_grad_() for t in ctx.saved_tensors)
     with torch.enable_grad():
         y = _in_type_of_x(_differentiable, *leaves, *ctx.attributes)

@@ -30,7 +30,7 @@ def modulated_deform_conv2d(
     n, o, h, w = op.output_shape(x.shape, offset_mask.shape, weight.shape, bias.shape, offset_groups)
     columns = sample(x, offset_mask.to(x.dtype), offset_groups)
     # the kernel's order of a pixel's samples: offset group, tap, channel of the group
-    rows = weight.reshape(o, offset_groups, -1, op.TAPS).transpose(2, 3).reshape(o, -1)
+    rows = weight.reshape(o, offset_groups, x.shape[1] // offset_groups, op.TAPS).transpose(2, 3).flatten(1)
     y = F.linear(columns, rows, bias).reshape(n, h, w, o).permute(0, 3, 1, 2)
     return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 

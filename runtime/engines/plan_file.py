@@ -19,6 +19,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ASSETS = CHECKOUT / "assets"
 PLUGIN_FOLDER = CHECKOUT / "build" / "tensorrt_v3"
 """Where `make plugin` leaves the C++ plugin, which is looked for beside the plan first."""
+_libraries: dict[Backend, str] = {}
+"""The SHA-256 of the C++ plugin that this process has loaded, whose code all plans with it run."""
 CURRENT = "current"
 """What `--compute-capability` calls the GPU at hand."""
 
@@ -66,10 +68,17 @@ class PlanFile:
         log.clear()
         if self.sidecar.plugin is not None and "file" in self.sidecar.plugin:
             library, registry = self._plugin_library(), trt.get_plugin_registry()
-            # A library whose plugins are known already is refused.
-            known = registry.get_creator(op.NAME, str(op.VERSION), op.DOMAIN) is not None
-            if not known and registry.load_library(str(library)) is None:
-                raise log.failure(f"cannot load the plugins of {library}")
+            wanted = self.sidecar.plugin["sha256"]
+            # A library whose plugins are known already is refused, so that a process has one.
+            if registry.get_creator(op.NAME, str(op.VERSION), op.DOMAIN) is None:
+                if registry.load_library(str(library)) is None:
+                    raise log.failure(f"cannot load the plugins of {library}")
+                _libraries[self.sidecar.backend] = wanted
+            elif _libraries.get(self.sidecar.backend) != wanted:
+                raise ModelError(
+                    f"{self.path}: expected the plugin of {library}, found another loaded by this process before: open "
+                    "the plan in a process of its own, or build all plans with one library"
+                )
         engine = trt.Runtime(trt_logger).deserialize_cuda_engine(self.path.read_bytes())
         if engine is None:
             reason = log.failure(f"cannot load {self.path}")

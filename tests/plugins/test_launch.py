@@ -1,5 +1,8 @@
 """Which kernel runs a layer, and that its launch covers every sample of y once."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +11,25 @@ from common.errors import InputError
 from plugins import launch
 from plugins.launch import Layer
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SADNET = [Layer(c, c) for c in (32, 64, 128, 256)]
+
+
+@pytest.mark.parametrize("channels", [32, 64, 128, 256])
+def test_tiles_stand_in_the_order_that_was_measured(channels: int) -> None:
+    """Sums over both sizes; the first is what runs where nothing can be timed."""
+    rows = json.loads((ROOT / "docs" / "results" / "op.json").read_text())["rows"]
+    tiles = launch.tiles(Layer(channels, channels, 8))
+    took = [
+        sum(
+            row["median_ms"]
+            for row in rows
+            if row["channels"] == channels and row["kernel"] == f"fused.cu {tile.label}"
+        )
+        for tile in tiles
+    ]
+    assert 0 not in took
+    assert took == sorted(took)
 
 
 @pytest.mark.parametrize("layer", SADNET, ids=lambda layer: str(layer.channels))

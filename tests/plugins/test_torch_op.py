@@ -199,3 +199,33 @@ class TestOnCuda:
         ours, theirs = ([f(x), *torch.autograd.grad(f(x).square().mean(), parameters)] for f in (compiled, layer))
         for a, b in zip(ours, theirs, strict=True):
             assert (a - b).abs().max() < 1e-2  # convolutions may run in TF32
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 2, 3, 4, 5), (2, 4, 2, 0, 4, 5), (2, 4, 2, 3, 0, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", [NODE, modulated_deform_conv2d])
+def test_gradients_of_no_images_outputs_or_pixels(
+    operands: Make, sizes: tuple[int, ...], dtype: torch.dtype, form: Callable[..., Tensor]
+) -> None:
+    tensors = [t.requires_grad_() for t in operands(*sizes, dtype=dtype)]
+    form(*tensors, 2, 0.2).sum().backward()
+    assert all(t.grad is not None and not t.grad.any() for t in tensors)
+
+
+@pytest.mark.parametrize("x", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("others", [torch.float64, torch.float32, torch.bfloat16])
+def test_all_is_computed_in_the_type_of_x(operands: Make, x: torch.dtype, others: torch.dtype) -> None:
+    first, *rest = operands(1, 4, 2, 3, 4, 5)
+    mixed = [first.to(x), *(t.to(others) for t in rest)]
+    same = modulated_deform_conv2d(*(t.to(x) for t in mixed), 2, 0.2)
+    assert torch.equal(modulated_deform_conv2d(*mixed, 2, 0.2), same)
+    y = modulated_deform_conv2d(*(t.requires_grad_() for t in mixed), 2, 0.2)
+    assert torch.equal(y, same)
+    y.sum().backward()
+    assert [t.grad.dtype for t in mixed if t.grad is not None] == [x, others, others, others]
+
+
+def test_a_derivative_in_forward_mode_is_never_dropped(operands: Make) -> None:
+    x, *rest = operands(1, 4, 2, 3, 4, 5)
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(lambda x: modulated_deform_conv2d(x, *rest, 2, 0.2), (x,), (x,))

@@ -205,6 +205,21 @@ def test_a_slot_is_free_once_its_result_is_taken(plans: Path) -> None:
         np.testing.assert_allclose(engine.run(batch), 1 - batch, atol=1e-6)
 
 
+def test_a_plan_never_runs_on_another_ones_plugin_library(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"backend": "tensorrt", "compute_capabilities": ["8.9"]}
+    plans = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lib.so").write_bytes(b"one" if name != "b" else b"another")
+        plugin = {"kind": "library", "file": "lib.so", "sha256": sha256(tmp_path / name / "lib.so")}
+        plans.append(write_plan(tmp_path / name / "x.plan", SMALL, SMALL, plugin=plugin, **facts))
+    with machine(World(), backend="tensorrt"):
+        TensorRTEngine([plans[0]]).close()
+        with pytest.raises(ModelError, match=r"b/lib\.so, found another loaded by this process before"):
+            TensorRTEngine([plans[1]])
+        TensorRTEngine([plans[2]]).close()  # a copy of the first
+
+
 def test_a_plugin_library_is_loaded_before_its_plan(tmp_path: Path) -> None:
     """Once: the registry refuses a library whose plugins it knows."""
     (tmp_path / "lib.so").write_bytes(b"plugin")
