@@ -59,7 +59,7 @@ class Blurs(Engine):
 
 @pytest.mark.parametrize(
     ("free", "side"),
-    [(None, TILE), (0, 256), (GB, 256), (3.3 * GB, 256), (3.5 * GB, 512), (500 * GB, 512)],
+    [(None, TILE), (0, 256), (GB, 256), (4.1 * GB, 256), (4.3 * GB, 512), (500 * GB, 512)],
 )
 def test_tiles_on_a_cpu(monkeypatch: pytest.MonkeyPatch, free: float | None, side: int) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda: free if free is None else int(free))
