@@ -4,8 +4,8 @@ from common.host_memory import free_bytes
 
 BYTES_A_PIXEL = 8000
 """SADNet's in fp32, at most: on a CPU ONNX Runtime was measured to need 6.0 KB, at 256x256 and 512x512, and 7.7 KB of
-the largest where sizes vary, PyTorch 3.8 KB at 512x512 (tests/runtime/test_seams.py). A GPU needs less: at 1920x1080 1.3 KB in fp16 and 4.9 KB by PyTorch in fp32
-(docs/results/benchmark_gpu.json)."""
+the largest where sizes vary, PyTorch 3.8 KB at 512x512 (tests/runtime/test_seams.py). A GPU needs less: at 1920x1080
+1.3 KB in fp16 and 4.9 KB by PyTorch in fp32 (docs/results/benchmark_gpu.json)."""
 SHARE = 2
 """The network may have one part in so many of what is free; the rest is for the pictures, and for other programs."""
 HOST_PIXELS = 512 * 512

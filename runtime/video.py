@@ -67,8 +67,8 @@ def denoise_video(
 
     Frames keep their times, size, depth, chroma sampling, colours (their coding, HDR metadata) and rotation. Audio,
     subtitles and other streams are copied packet by packet; chapters and metadata are kept. The codec is the source's
-    where the container holds it and PyAV encodes it. A few frames are in memory at once, besides those that
-    the encoder looks ahead.
+    where the container holds it and PyAV encodes it with the same depth and chroma (FFmpeg reads ProRes 4444 as 12
+    bits, and writes 10). A few frames are in memory at once, besides those that the encoder looks ahead.
 
     Args:
         denoiser: used by this thread; others decode and encode.

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.codec.context import Flags, ThreadType
 from av.sidedata.sidedata import Type
-from av.stream import Stream
+from av.stream import Disposition, Stream
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
@@ -85,9 +85,12 @@ class Target:
             for stream in source.container.streams:
                 if stream is source.video:
                     self._video = self._add_video(first, quality)
-                elif stream in source.others and not self._add_copy(stream):
+                elif stream in source.others:
                     what = f"{stream.type} stream {stream.index} ({getattr(stream, 'name', None) or 'unknown'})"
-                    self.notes.append(f"{what} is left out, because {suffix} files do not hold it")
+                    if not self._add_copy(stream):
+                        self.notes.append(f"{what} is left out, because {suffix} files do not hold it")
+                    elif stream.type == "video" and not stream.disposition & Disposition.attached_pic:
+                        self.notes.append(f"{what} is copied as it is: one video is denoised")
             self._container.metadata.update(metadata)
             self._container.set_chapters(source.container.chapters())
 
@@ -96,7 +99,7 @@ class Target:
         if frame.format.name == self._pixels:
             return frame
         rgb = _is_rgb(frame.format)
-        return self._reformatter.reformat(
+        fitted = self._reformatter.reformat(
             frame,
             format=self._pixels,
             src_color_range=ColorRange.JPEG if rgb or _is_full(frame) else ColorRange.MPEG,
@@ -104,6 +107,9 @@ class Target:
             dst_colorspace=_BT_709 if rgb else None,
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
         )
+        if not rgb:  # of two matrices that are the same swscale names the other
+            fitted.colorspace = frame.colorspace
+        return fitted
 
     def write(self, frame: av.VideoFrame, change: Samples, packets: Packets) -> None:
         """Write packets of other streams, then a frame that `fit` gave, changed by `change` (see `add_change`)."""

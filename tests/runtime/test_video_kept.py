@@ -195,7 +195,7 @@ def test_times_that_a_container_rounds_are_told(tmp_path: Path) -> None:
 
 
 def test_more_than_one_video(tmp_path: Path) -> None:
-    """The second one is copied, as a cover picture is."""
+    """The second one is copied, as a cover picture is, and named, as that is not."""
     one, clip = make(tmp_path / "one.mp4"), tmp_path / "clip.mp4"
     png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     with av.open(one) as file, av.open(clip, "w") as out:
@@ -205,12 +205,24 @@ def test_more_than_one_video(tmp_path: Path) -> None:
         for packet in file.demux(video=0):
             for stream in streams if packet.size else []:
                 out.mux(copied(packet, stream))
-    assert denoise_video(Denoiser(Function(lambda images: images / 2)), clip, tmp_path / "out.mp4") == []
+    (note,) = denoise_video(Denoiser(Function(lambda images: images / 2)), clip, tmp_path / "out.mp4")
+    assert note.endswith("out.mp4: video stream 1 (h264) is copied as it is: one video is denoised")
     before, after = Read(clip), Read(tmp_path / "out.mp4")
     assert after.streams == before.streams
     assert [data for packets in after.packets.values() for data, _ in packets].count(png) == 1
     assert after.packets == before.packets
     assert after.planes()[0][0].mean() < before.planes()[0][0].mean() - 30
+
+
+def test_full_range_video_keeps_the_name_of_its_matrix(tmp_path: Path) -> None:
+    """As phones write it. Of the two names of one matrix, BT.470BG and SMPTE 170M, FFmpeg's scaler knows the second."""
+    clip = make(
+        tmp_path / "phone.mp4", "libx264", "yuvj420p", color_range=2, colorspace=5, color_primaries=5, color_trc=6
+    )
+    assert denoise_video(same, clip, tmp_path / "out.mp4") == []
+    assert [frame.colorspace for frame in Read(tmp_path / "out.mp4").frames] == [
+        frame.colorspace for frame in Read(clip).frames
+    ]
 
 
 def test_sound_that_goes_on_after_the_last_frame(tmp_path: Path) -> None:
