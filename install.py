@@ -37,6 +37,9 @@ def main(extra: str) -> int:
                 file=sys.stderr,
             )
             return 2
+        except OSError as error:
+            print(f"error: cannot make {VENV}: {error.strerror or error}", file=sys.stderr)
+            return 2
     command = [str(PYTHON), "-m", "pip", "install", "--editable", f".[{extra}]"]
     with subprocess.Popen(
         command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

@@ -29,49 +29,39 @@ def quiet_stderr(*, alone: bool = False) -> Iterator[Callable[[], str]]:
     alone: wait for the others to leave, and have them wait. Else threads do not wait for each other. Such a block must
     not stand in another one.
     """
-    global _users
-    with _taking_turns(alone):
-        with _changed:
+    global _users, _to_be_alone
+    with _changed:
+        _to_be_alone += alone
+        try:
+            _changed.wait_for(lambda: not (_users if alone else _to_be_alone))
             if not _users:
                 _begin()
             _users += 1
-            since = _written()
-        try:
-            yield lambda: _since(since)
-        finally:
-            with _changed:
-                _users -= 1
-                if not _users:
-                    _end()
-                _changed.notify_all()
-
-
-@contextlib.contextmanager
-def _taking_turns(alone: bool) -> Iterator[None]:
-    global _to_be_alone
-    if not alone:
-        with _changed:
-            _changed.wait_for(lambda: not _to_be_alone)
-        yield
-        return
-    with _changed:
-        _to_be_alone += 1
+        except BaseException:
+            _to_be_alone -= alone
+            _changed.notify_all()
+            raise
+        since = _written()
     try:
-        with _changed:
-            _changed.wait_for(lambda: not _users)
-        yield
+        yield lambda: _since(since)
     finally:
         with _changed:
-            _to_be_alone -= 1
+            _users -= 1
+            _to_be_alone -= alone
+            if not _users:
+                _end()
             _changed.notify_all()
 
 
 def _begin() -> None:
     global _stderr, _heard
     try:
-        _heard = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by _end)
-    except OSError:  # no place for it
-        _heard = open(os.devnull, "r+b", buffering=0)  # noqa: SIM115
+        _heard = os.fdopen(os.memfd_create("stderr"), "r+b", buffering=0)
+    except (AttributeError, OSError):  # no such thing in this system
+        try:
+            _heard = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by _end)
+        except OSError:  # no place for it: nothing is heard
+            _heard = open(os.devnull, "r+b", buffering=0)  # noqa: SIM115
     with contextlib.suppress(OSError):  # the process has no stderr
         _stderr = os.dup(2)
     os.dup2(_heard.fileno(), 2)
@@ -97,3 +87,16 @@ def _since(start: int) -> str:
     if sys.platform == "win32" or not _heard:  # no pread there, and to seek would move what is written
         return ""
     return os.pread(_heard.fileno(), _written() - start, start).decode(errors="replace")
+
+
+def _alone_after_fork() -> None:
+    """In a child there is none of the threads that are in such a block, or wait."""
+    global _changed, _users, _to_be_alone
+    _changed, _to_be_alone = threading.Condition(), 0
+    if _users:
+        _users = 0
+        _end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_alone_after_fork)

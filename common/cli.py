@@ -55,13 +55,11 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
 
 
 def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C or SIGTERM.
+    """Run `app` and exit: 0 when all went well, 2 with one line for a user's error, 130 after Ctrl-C.
 
     Options named in `several` take any number of values after one flag: `--sigma 30 50` reads as
     `--sigma 30 --sigma 50`, which is all that Typer itself understands.
     """
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # or the caller has it ignored
-        signal.signal(signal.SIGTERM, _terminate)
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
@@ -89,8 +87,23 @@ def run(app: typer.Typer, *, several: Collection[str] = (), argv: Sequence[str] 
     sys.exit(code if isinstance(code, int) else 0)
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises KeyboardInterrupt, so that nothing is left half-written; a second one ends the process.
+
+    Not around what waits long in a library, where neither would be noticed.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the caller has it ignored, or acts on it
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _terminate(number: int, frame: object) -> None:
-    """SIGTERM ends a command as Ctrl-C does, with nothing half-written; a second one ends it at once."""
     signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
 

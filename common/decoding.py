@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from common.chatter import quiet_stderr
 from common.directories import DamagedError
 
-_CORRUPT = re.compile(r"Corrupt JPEG data: (?:(\d+) extraneous bytes)?")
+_CORRUPT = re.compile(r"Corrupt JPEG data: (?:(\d+) extraneous bytes before marker (0x\w\w))?")
+_TIFF_ERROR = re.compile(r"TIFF_Error (?!_?TIFFVSetField|TIFFFetchNormalTag|TIFFReadDirectory)")
+"""OpenCV's name for what libtiff calls an error, but for those of a tag, on which the samples do not hang."""
+_BEHIND_PIXELS = {"0xd9", "0xda", "0xc4", *(f"0xd{n}" for n in range(8))}
+"""Markers that come behind coded pixels; what lies before others is none of them."""
 _FILLING = 32
 """Bytes that an encoder may leave before the end of a whole JPEG."""
+_ZEROS = 512
+"""The same of zeros, up to the next sector of a disk."""
 
 
 def decode(kind: str, data: bytes) -> NDArray[Any]:
@@ -24,7 +30,7 @@ def decode(kind: str, data: bytes) -> NDArray[Any]:
         with quiet_stderr(alone=alone) as said:
             # Read-only bytes do for OpenCV, which never writes to what it decodes.
             samples = _decode(np.frombuffer(data, np.uint8))
-            sound = samples is not None and _sound(kind, said())
+            sound = samples is not None and _sound(kind, said(), data)
         if sound or samples is None:
             break
     if samples is None or not sound:
@@ -41,9 +47,16 @@ def _decode(data: NDArray[np.uint8]) -> NDArray[Any] | None:
         return None
 
 
-def _sound(kind: str, said: str) -> bool:
+def _sound(kind: str, said: str, data: bytes) -> bool:
     """Whether what was decoded is what was encoded. libpng and libwebp return nothing where it is not."""
-    if kind == "TIFF":
-        return "TIFF_Error" not in said  # OpenCV's name for what libtiff calls an error
-    counts = [match[1] for match in _CORRUPT.finditer(said)] if kind == "JPEG" else []
-    return all(count and int(count) <= _FILLING for count in counts)
+    if kind == "TIFF" and _TIFF_ERROR.search(said):
+        return False
+    found = _CORRUPT.finditer(said) if kind in ("JPEG", "TIFF") else ()
+    return all(match[1] and _harmless(int(match[1]), match[2], data) for match in found)
+
+
+def _harmless(count: int, marker: str, data: bytes) -> bool:
+    if count <= _FILLING or marker not in _BEHIND_PIXELS:
+        return True
+    last = data[: data.rfind(b"\xff\xd9")][-count:]
+    return marker == "0xd9" and count <= _ZEROS and not last.strip(b"\0")

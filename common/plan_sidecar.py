@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import InputError, ModelError, OutputError
+from common.errors import InputError, ModelError
 from common.files import whole_file
 from common.machine import Gpu
 from common.padding import MULTIPLE
@@ -184,7 +184,7 @@ def plan_files(plan: Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
             with whole_file(plan, overwrite=overwrite) as temporary:
                 yield temporary, sidecar
             published = True
-    except OutputError:
+    except BaseException:  # Ctrl-C too
         if published and not overwrite:  # of an old plan the sidecar's SHA-256 tells
             plan.unlink(missing_ok=True)
         raise

@@ -39,6 +39,8 @@ def load_library(backend: Backend) -> Any:
     try:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError, RuntimeError) as error:  # OSError where a shared library is missing
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # Ctrl-C while it loads
+            raise KeyboardInterrupt from error
         name = NAMES[backend]
         raise DependencyError(f"expected {name}'s Python package, found none ({error}): {INSTALL[backend]}") from error
 

@@ -22,12 +22,16 @@ class Handler(BaseHTTPRequestHandler):
     """One request, in a thread of its own."""
 
     denoiser: Denoiser
+    timeout = 30  # seconds for a request that does not come
 
     def do_POST(self) -> None:
         try:
             png = self.denoised(self.body())
         except (ValueError, SadnetError) as error:
             self.send_error(400, explain=str(error))
+            return
+        except TimeoutError:
+            self.close_connection = True
             return
         self.send_response(200)
         self.send_header("Content-Type", "image/png")

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.errors import DependencyError, ModelError
+from common.errors import ModelError
 from common.images import read_picture, rgb8
 from common.metrics import psnr
 from common.padding import pad_to_multiple
 from runtime.engines.base import Io, from_io, to_io
+from runtime.engines.ort import load_onnxruntime
 from train.sadnet import SADNet
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -103,10 +104,7 @@ def _sample(name: str, channels: int) -> NDArray[np.float32]:
 
 def _onnx_runner(path: Path, io: str) -> Run:
     """The file under ONNX Runtime, on the CPU, behind N,C,H,W float32 whatever its own images are."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError("the parity check needs ONNX Runtime: pip install -e '.[cpu]' (or '.[gpu]')") from error
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -33,9 +33,11 @@ def modulated_deform_conv2d(
     Raises ValueError for shapes that do not fit.
     """
     tensors = (x, offset_mask, weight, bias)
-    spelled = torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.numel() and weight.numel()
-    if spelled and any(t.requires_grad or _tangent(t) for t in tensors):
-        if not torch.is_autocast_enabled(x.device.type):
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    spelled = x.numel() and weight.numel() and not torch.compiler.is_compiling()
+    if spelled and (recorded or any(_tangent(t) for t in tensors)):
+        kind = x.device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
             tensors = (x, offset_mask.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype))
         usable = training_op.usable_for(*tensors, offset_groups=offset_groups)
         form = training_op.modulated_deform_conv2d if usable else _differentiable

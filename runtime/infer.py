@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.cli import application, run
+from common.cli import application, run, terminable
 from common.errors import InputError
 from common.files import make_folder
 from common.images import IMAGE_SUFFIXES
@@ -227,4 +227,5 @@ def _line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run(app)
+    with terminable():
+        run(app)

@@ -101,13 +101,13 @@ def make_plan(
     if not alone and (output or (len(inputs) == 1 and is_folder(inputs[0]))):
         plan.into = output or _folder_beside(inputs[0])
     found: dict[Path, Path] = {}  # output -> input
-    targets: dict[str, Path] = {}  # the same, of which one may be named in several ways
+    targets: dict[Path, Path] = {}  # the same, of which one may be named in several ways
     for given in inputs:
         try:
             for source, target in _pairs(given, output, plan):
                 if suffix and not is_video(source):
                     target = target.with_suffix(suffix)
-                other = targets.setdefault(os.path.realpath(target), source)
+                other = targets.setdefault(Path(os.path.realpath(target.parent)) / target.name, source)
                 if other is source:
                     found[target] = source
                 elif os.path.realpath(other) != os.path.realpath(source):
@@ -201,15 +201,15 @@ def _files_below(folder: Path, skip: Path, plan: Plan) -> Iterator[Path]:
 
     for root, folders, names in os.walk(folder, onerror=unreadable):
         here = Path(root)
-        results = {f"{name}{_DENOISED}" for name in folders} & set(folders)
-        plan.results += [here / name for name in sorted(results)]
-        folders[:] = sorted(
+        walked = [
             name
-            for name in folders
-            if not name.startswith(".")
-            and name not in results
-            and os.path.realpath(here / name) != os.path.realpath(skip)
-        )
+            for name in sorted(folders)
+            if not (name.startswith(".") or os.path.realpath(here / name) == os.path.realpath(skip))
+            and not (here / name).is_symlink()
+        ]
+        results = {f"{name}{_DENOISED}" for name in walked}
+        plan.results += [here / name for name in walked if name in results]
+        folders[:] = [name for name in walked if name not in results]
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and suffix in SUFFIXES:

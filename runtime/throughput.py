@@ -68,8 +68,8 @@ def measure_folder(
             raise plan.faults[0] if plan.faults else InputError(f"{folder}: expected images, found only videos")
         timed = _Timed(engine)
         denoiser = Denoiser(timed)
-        denoiser.denoise(read_picture(jobs[0].source).pixels)  # warms up
         found = Folder(contender.label, engine.name, folder)
+        _one_by_one(Folder(contender.label, engine.name, folder), denoiser, timed, jobs)  # each shape warms up
         for done in range(1, rounds + 1):
             found.images, found.pixels = _one_by_one(found, denoiser, timed, jobs)
             begun = _now()

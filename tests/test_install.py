@@ -35,6 +35,13 @@ def test_a_broken_venv_is_made_again_and_pips_failure_is_shown(
     assert "could not install .[cpu]" in capsys.readouterr().err
 
 
+def test_a_venv_that_cannot_be_made_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "full").touch()
+    install.VENV = place / "full" / ".venv"
+    assert install.main("cpu") == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot make {install.VENV}: Not a directory")
+
+
 def test_wrong_call_is_one_line() -> None:
     result = subprocess.run([sys.executable, "install.py"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -274,22 +275,23 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}")
     suffixes = IMAGE_SUFFIXES | {".mat"}
-    found, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        here = os.path.realpath(root)
-        if here in seen:  # a link leads back to it
-            folders.clear()
-            continue
-        seen.add(here)
-        folders.sort()
-        paths = [Path(root) / name for name in names if not name.startswith(".")]
-        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+    found, seen, tops = [], set[str](), [folder]
+    for top in tops:  # linked ones come after all that lie here: a link to one of these adds nothing
+        for root, folders, names in os.walk(top):
+            here = os.path.realpath(root)
+            if here in seen:
+                folders.clear()
+                continue
+            seen.add(here)
+            tops += [link for name in sorted(folders) if (link := Path(root) / name).is_symlink()]
+            paths = [Path(root) / name for name in names if not name.startswith(".")]
+            found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
     return sorted(found)
 
 
 def _match(layout: Layout, folder: Path, files: Sequence[Path]) -> tuple[Found, set[Path]]:
     """The examples of `layout` among `files`, and the files that they take; none where no noisy image is there."""
-    clean, noisy = (_keyed(pattern, folder, files) for pattern in (layout.clean, layout.noisy))
+    clean, noisy = (_keyed(pattern, folder, files, layout.test) for pattern in (layout.clean, layout.noisy))
     if layout.noisy is None:
         photos = tuple(photo(path) for paths, _ in clean.values() for path in paths)
         return Found(folder, layout, photos), {path for paths, _ in clean.values() for path in paths}
@@ -310,17 +312,28 @@ def _match(layout: Layout, folder: Path, files: Sequence[Path]) -> tuple[Found, 
     return Found(folder, layout, tuple(pairs), tuple(unpaired)), used
 
 
-def _keyed(pattern: str | None, folder: Path, files: Sequence[Path]) -> dict[str, tuple[list[Path], str]]:
-    """Key -> (files with it, their scene). The key is the text of the pattern's groups, or the path without any."""
+def _keyed(
+    pattern: str | None, folder: Path, files: Sequence[Path], wherever: bool
+) -> dict[str, tuple[list[Path], str]]:
+    """Key -> (files with it, their scene). The key is the text of the pattern's groups, or the path without any.
+
+    wherever: what the file's own path says, to which a link may lead, counts too.
+    """
     keyed: dict[str, tuple[list[Path], str]] = {}
     compiled = re.compile(pattern or r"(?!)", re.IGNORECASE)
     name = folder.resolve().name
     for path in files:
-        if match := compiled.fullmatch(f"{name}/{path.relative_to(folder).as_posix()}"):
+        match = compiled.fullmatch(f"{name}/{path.relative_to(folder).as_posix()}")
+        if match or (wherever and (match := compiled.fullmatch(_real(path)))):
             groups = match.groups()
             key = "\0".join(groups).lower() if groups else str(path)
             keyed.setdefault(key, ([], _scene(match)))[0].append(path)
     return keyed
+
+
+@lru_cache(2**20)
+def _real(path: Path) -> str:
+    return Path(os.path.realpath(path)).as_posix()
 
 
 def _scene(match: re.Match[str]) -> str:

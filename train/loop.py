@@ -315,6 +315,7 @@ class Trainer:
             "best": self.best,
             "validated": self.validated,
             "held_out": list(self.validation.names),
+            "held_out_sha256": self.validation.digest,
             "losses": [float(loss) for loss in self.losses],
         }
         write_checkpoint(self.folder, state)
@@ -342,7 +343,8 @@ class Trainer:
             text = f"expected a checkpoint of this network and optimizer, found another: {error}"
             raise TrainingError(text) from error
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        if state.get("held_out") != list(self.validation.names):
+        held = self.validation.names, self.validation.digest
+        if (tuple(state.get("held_out", ())), state.get("held_out_sha256", held[1])) != held:
             self.best = -math.inf  # of other images
         self.validated = state["validated"]
         self.losses = [torch.tensor(loss, device=self.fabric.device) for loss in state["losses"]]

@@ -239,7 +239,8 @@ def _banks(settings: TrainConfig, processes: Processes) -> tuple[Bank, Bank]:
         processes.say(warning)
     banks = []
     for chosen, what in ((training, "training"), (validation, "validation")):
-        banks.append(open_bank(chosen, channels=settings.model.channels, cache=Path(data.cache), report=_report))
+        with cli.terminable():
+            banks.append(open_bank(chosen, channels=settings.model.channels, cache=Path(data.cache), report=_report))
         pairs = sum(example.noisy is not None for example in chosen)
         counts = [f"{count} {kind}" for count, kind in ((len(chosen) - pairs, "images"), (pairs, "pairs")) if count]
         processes.say(f"{what}: {', '.join(counts)}")

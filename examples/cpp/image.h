@@ -46,15 +46,20 @@ inline std::string read_file(const std::string& path) {
   return bytes;
 }
 
-// The file appears whole or not at all, in place of one that was there.
+// The file appears whole or not at all, in place of one that was there, to which a link may lead.
 inline void write_file(const std::string& path, const std::string& bytes) {
-  const std::string temporary = path + ".tmp-" + std::to_string(std::random_device{}());
   std::error_code failure;
+  const std::filesystem::path target = std::filesystem::weakly_canonical(path, failure);
+  if (failure) throw Error(path + ": cannot be written: " + failure.message());
+  if (std::filesystem::exists(target, failure) && !std::filesystem::is_regular_file(target, failure))
+    throw Error(path + ": expected a file there, or nothing, found a folder, device or pipe");
+  const std::string temporary = target.string() + ".tmp-" + std::to_string(std::random_device{}());
+  failure.clear();
   {
     std::ofstream file(temporary, std::ios::binary);
     file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     file.close();
-    if (file) std::filesystem::rename(temporary, path, failure);
+    if (file) std::filesystem::rename(temporary, target, failure);
     if (file && !failure) return;
   }
   std::error_code ignored;

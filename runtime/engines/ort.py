@@ -135,6 +135,7 @@ def load_onnxruntime() -> Any:
             "expected one of onnxruntime and onnxruntime-gpu, found both, which overwrite each other's files: "
             "pip uninstall both, then pip install -e '.[cpu]' or '.[gpu]'"
         )
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps an id of the machine and reports its runs
     try:
         import onnxruntime
     except ImportError as error:

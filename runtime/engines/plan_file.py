@@ -20,7 +20,7 @@ ASSETS = CHECKOUT / "assets"
 PLUGIN_FOLDER = CHECKOUT / "build" / "tensorrt_v3"
 """Where `make plugin` leaves the C++ plugin, which is looked for beside the plan first."""
 _libraries: dict[Backend, str] = {}
-"""The SHA-256 of the C++ plugin that this process has loaded, whose code all plans with it run."""
+"""The SHA-256 of the C++ plugin that was loaded here, whose code all plans with it run in this process."""
 CURRENT = "current"
 """What `--compute-capability` calls the GPU at hand."""
 
@@ -74,7 +74,7 @@ class PlanFile:
                 if registry.load_library(str(library)) is None:
                     raise log.failure(f"cannot load the plugins of {library}")
                 _libraries[self.sidecar.backend] = wanted
-            elif _libraries.get(self.sidecar.backend) != wanted:
+            elif _libraries.get(self.sidecar.backend, wanted) != wanted:
                 raise ModelError(
                     f"{self.path}: expected the plugin of {library}, found another loaded by this process before: open "
                     "the plan in a process of its own, or build all plans with one library"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,55 @@ def test_who_is_alone_hears_no_other_thread() -> None:
     assert order == ["other", "alone", "again"]
 
 
+def test_of_many_each_hears_itself_alone() -> None:
+    heard: list[tuple[str, str]] = []
+
+    def speak(number: int) -> None:
+        for turn in range(200):
+            with quiet_stderr(alone=number < 4) as said:
+                word = f"<{number} {turn}>"
+                os.write(2, word.encode())
+                if number < 4:
+                    heard.append((said(), word))
+
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=speak, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(switching)
+    assert len(heard) == 800
+    assert [found for found in heard if found[0] != found[1]] == []
+
+
+def test_a_child_waits_for_no_thread_of_its_parent(capfd: pytest.CaptureFixture[str]) -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with quiet_stderr():
+            inside.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        with quiet_stderr(alone=True):
+            os.write(2, b"chatter")
+        os.write(2, b"heard")
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join(10)
+    assert (status, capfd.readouterr().err) == (0, "heard")
+
+
 def test_what_is_said_is_told_from_the_blocks_beginning_on() -> None:
     with quiet_stderr() as first:
         os.write(2, b"one")
@@ -109,6 +159,7 @@ def test_what_is_said_is_told_from_the_blocks_beginning_on() -> None:
 def test_without_a_place_for_what_is_said_it_is_lost(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr(tempfile, "TemporaryFile", full_disk)
     with quiet_stderr() as said:
         os.write(2, b"chatter")

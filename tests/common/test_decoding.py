@@ -1,6 +1,7 @@
 """Pictures whose samples are partly wrong are refused, though OpenCV returns them; whole ones that it has heard of are
 not."""
 
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from common.chatter import quiet_stderr
 from common.errors import InputError
@@ -53,11 +56,40 @@ def test_a_tiff_with_wrong_strips_is_refused(name: str) -> None:
 
 def test_bytes_before_a_whole_jpegs_end_are_no_damage() -> None:
     pixels = decode_picture(JPEG, "x").pixels
-    for padded in (JPEG[:-2] + bytes(20) + JPEG[-2:], JPEG + bytes(1000)):
+    tables = JPEG.index(b"\xff\xdb")
+    for padded in (
+        JPEG[:-2] + bytes(20) + JPEG[-2:],
+        JPEG[:-2] + bytes(500) + JPEG[-2:],
+        JPEG[:tables] + bytes(64) + JPEG[tables:],
+        JPEG + bytes(1000),
+    ):
         assert np.array_equal(decode_picture(padded, "x").pixels, pixels)
     with quiet_stderr(alone=True) as said:  # the first of them is one that libjpeg speaks of
         cv2.imdecode(np.frombuffer(JPEG[:-2] + bytes(20) + JPEG[-2:], np.uint8), cv2.IMREAD_UNCHANGED)
         assert "extraneous bytes" in said()
+
+
+def test_a_tag_that_says_nothing_of_the_samples_is_no_damage() -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, NOISE, photometric="rgb", compression="zlib", extratags=[(65001, "i", 1, 5, True)])
+    data = bytearray(file.getvalue())
+    data[data.index((65001).to_bytes(2, "little")) + 2] = 99  # a type that there is not
+    with quiet_stderr(alone=True) as said:
+        cv2.imdecode(np.frombuffer(bytes(data), np.uint8), cv2.IMREAD_UNCHANGED)
+        assert "TIFF_Error" in said()
+    assert np.array_equal(decode_picture(bytes(data), "x").pixels, NOISE)
+
+
+def test_a_damaged_jpeg_in_a_tiff_is_refused() -> None:
+    file = io.BytesIO()
+    Image.fromarray(NOISE).save(file, "TIFF", compression="jpeg")
+    data = bytearray(file.getvalue())
+    assert decode_picture(bytes(data), "x").pixels.shape == NOISE.shape
+    middle = len(data) // 2
+    data[middle : middle + 60] = bytes(60)
+    assert cv2.imdecode(np.frombuffer(bytes(data), np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    with pytest.raises(InputError, match="TIFF file that cannot be decoded whole"):
+        decode_picture(bytes(data), "x")
 
 
 def test_files_beside_a_damaged_one_are_read() -> None:

@@ -1,6 +1,8 @@
 """examples/cpp/image.h against NumPy, common/padding.py and OpenCV: padding, cropping and PPM files."""
 
 import ctypes
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +200,24 @@ def test_garbage_is_refused(functions: Any, tmp_path: Path, garbage: bytes) -> N
 
 def test_paths_that_are_no_files(functions: Any, tmp_path: Path) -> None:
     (tmp_path / "a.ppm").write_bytes(b"P6 1 1 255 abc")
+    os.mkfifo(tmp_path / "pipe")
     for source, target, error in (
         ("none.ppm", "b.ppm", f"{tmp_path}/none.ppm: expected a file, found none"),
         (".", "b.ppm", f"{tmp_path}/.: expected a file, found something else"),
         ("a.ppm", "none/b.ppm", f"{tmp_path}/none/b.ppm: cannot be written"),
-        ("a.ppm", ".", f"{tmp_path}/.: cannot be written"),
+        ("a.ppm", ".", f"{tmp_path}/.: expected a file there, or nothing, found a folder, device or pipe"),
+        ("a.ppm", "pipe", f"{tmp_path}/pipe: expected a file there, or nothing, found a folder, device or pipe"),
     ):
         found = functions.copy_ppm(f"{tmp_path}/{source}".encode(), f"{tmp_path}/{target}".encode()).decode()
         assert found.startswith(error)
-        assert [path.name for path in tmp_path.iterdir()] == ["a.ppm"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ppm", "pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_link_is_followed(functions: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.ppm").write_bytes(b"P6 1 1 255 abc")
+    (tmp_path / "b.ppm").write_bytes(b"old")
+    (tmp_path / "link.ppm").symlink_to("b.ppm")
+    assert functions.copy_ppm(f"{tmp_path}/a.ppm".encode(), f"{tmp_path}/link.ppm".encode()) == b""
+    assert (tmp_path / "link.ppm").is_symlink()
+    assert (tmp_path / "b.ppm").read_bytes().startswith(b"P6")

@@ -156,12 +156,13 @@ def test_8_bit_images(rtx: Command, tmp_path: Path) -> None:
     assert (entry["name"], entry["type"], entry["max"]) == ("clean", "uint8", [1, 64, 96, 3])
 
 
-def test_ctrl_c_cancels_the_build(rtx: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_build(number: int, rtx: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure = RtxTarget.configure
 
     def interrupted(*arguments: Any) -> None:
         configure(*arguments)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(RtxTarget, "configure", interrupted)
     code, _, err = rtx("--size", "64x64")

@@ -227,5 +227,11 @@ def test_all_is_computed_in_the_type_of_x(operands: Make, x: torch.dtype, others
 
 def test_a_derivative_in_forward_mode_is_never_dropped(operands: Make) -> None:
     x, *rest = operands(1, 4, 2, 3, 4, 5)
-    with pytest.raises(NotImplementedError, match="forward AD"):
-        torch.func.jvp(lambda x: modulated_deform_conv2d(x, *rest, 2, 0.2), (x,), (x,))
+    for context in (torch.enable_grad, torch.no_grad):
+        with context(), pytest.raises(NotImplementedError, match="forward AD"):
+            torch.func.jvp(lambda x: modulated_deform_conv2d(x, *rest, 2, 0.2), (x,), (x,))
+
+
+def test_shapes_on_the_meta_device(operands: Make) -> None:
+    tensors = [t.to("meta").requires_grad_() for t in operands(2, 4, 2, 3, 4, 5)]
+    assert modulated_deform_conv2d(*tensors, 2, 0.2).shape == (2, 3, 4, 5)

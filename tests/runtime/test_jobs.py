@@ -172,6 +172,15 @@ def test_a_folders_results_beside_it_are_no_inputs(here: Path) -> None:
     assert sorted(pairs(plan)) == ["in/x/a.jpg", "in/y_denoised/a.jpg"]  # of the last there is no original
     assert (plan.results, plan.faults) == ([Path("in/x_denoised")], [])
     assert sorted(pairs(plan_of("in/x_denoised", output="out"))) == ["in/x_denoised/a.jpg"]
+    (here / "in" / "y").symlink_to(here)  # a link is not walked
+    assert sorted(pairs(plan_of("in", output="out"))) == ["in/x/a.jpg", "in/y_denoised/a.jpg"]
+
+
+def test_an_output_that_is_a_link_is_replaced_itself(here: Path) -> None:
+    touch("in/a.jpg", "in/b.jpg", "out/a.jpg")
+    (here / "out" / "b.jpg").symlink_to("a.jpg")
+    plan = plan_of("in", output="out", overwrite=True)
+    assert (sorted(pairs(plan)), plan.faults) == (["in/a.jpg", "in/b.jpg"], [])
 
 
 def test_partial_videos_beside_their_originals_are_no_inputs(here: Path) -> None:

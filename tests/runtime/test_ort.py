@@ -1,5 +1,7 @@
 """ONNX Runtime: what it runs, and what it refuses in one line."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from runtime import Denoiser
 from runtime.engines import open_engine, ort
 from runtime.engines.base import SizeRange
 
+ROOT = Path(__file__).resolve().parents[2]
 WriteModel = Callable[..., Path]
 
 
@@ -72,6 +75,17 @@ def test_a_device_is_timed_on_images_of_either_kind(tmp_path: Path, write_model:
     engine = ort.OrtEngine(write_model(tmp_path / "m.onnx"))
     engine._device = "cpu"  # in place of a GPU
     assert len(engine.seconds_on_device(np.zeros((1, 16, 24, 3), np.uint8), 1) or ()) == 1
+
+
+def test_nothing_is_noted_of_a_run_nor_told(tmp_path: Path, write_model: WriteModel) -> None:
+    """ONNX Runtime 1.29 and later keep an identifier and a list of what happened, to be sent to its maker."""
+    code = "import sys, numpy as np; from runtime import Denoiser; Denoiser(sys.argv[1]).denoise(np.zeros((8, 8, 3)))"
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))} | {"HOME": str(home)}
+    command = [sys.executable, "-c", code, str(write_model(tmp_path / "m.onnx"))]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    assert list(home.rglob("*")) == []
 
 
 def test_ctrl_c_while_onnxruntime_loads_is_no_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

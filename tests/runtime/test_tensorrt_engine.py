@@ -18,6 +18,7 @@ from common.files import sha256
 from runtime import Denoiser
 from runtime.engines.base import Images, to_io
 from runtime.engines.loaded_plan import SHAPES, Ready, Slot
+from runtime.engines.plan_file import _libraries
 from runtime.engines.tensorrt import ON_WAY, WARM_UP, TensorRTEngine
 from tests.runtime.gpu_double import World
 from tests.runtime.tensorrt_double import LARGE, SMALL, images, inverted, machine, write_plan
@@ -218,6 +219,10 @@ def test_a_plan_never_runs_on_another_ones_plugin_library(tmp_path: Path) -> Non
         with pytest.raises(ModelError, match=r"b/lib\.so, found another loaded by this process before"):
             TensorRTEngine([plans[1]])
         TensorRTEngine([plans[2]]).close()  # a copy of the first
+    _libraries.clear()
+    with machine(World(), backend="tensorrt") as module:
+        module.registry.load_library(str(tmp_path / "b" / "lib.so"))  # by a program that knows what it does
+        TensorRTEngine([plans[1]]).close()
 
 
 def test_a_plugin_library_is_loaded_before_its_plan(tmp_path: Path) -> None:

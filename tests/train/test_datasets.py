@@ -201,6 +201,22 @@ def test_links_are_followed_and_what_they_lead_to_is_taken_once(unpack: Unpack) 
     assert sorted(e.name for e in found) == ["1.png", "2.png"]
 
 
+def test_a_link_to_what_is_there_already_changes_nothing(unpack: Unpack) -> None:
+    folder = unpack(["x/noisy/1.png", "x/clean/1.png"])
+    (folder / "latest").symlink_to("noisy")
+    (folder / "all").symlink_to("clean")
+    (folder / "up").symlink_to("..")
+    found, _ = examples([str(folder)])
+    assert [(e.noisy, e.clean) for e in found] == [(folder / "noisy/1.png", (folder / "clean/1.png",))]
+
+
+def test_a_link_leads_no_test_set_in(unpack: Unpack) -> None:
+    folder = unpack(["mine/1.png", "sets/CBSD68/101085.png"])
+    (folder / "mine" / "more").symlink_to(folder / "sets" / "CBSD68")
+    with pytest.raises(InputError, match=r"cbsd68.*test set, which is never trained on"):
+        examples([str(folder / "mine")])
+
+
 @pytest.mark.parametrize("text", ["", "photos="])
 def test_no_folder_is_not_the_current_one(text: str, unpack: Unpack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(unpack(["x/1.png"]))

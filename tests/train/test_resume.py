@@ -241,6 +241,18 @@ def test_nor_do_scores_of_other_held_out_images(
     assert (state(folder)["best"] == 99.0) == stands
 
 
+def test_nor_do_scores_of_other_images_of_the_same_names(
+    halfway: Path, tmp_path: Path, train: Train, state: State, config: Path
+) -> None:
+    folder, photos = shutil.copytree(halfway, tmp_path / "run"), tmp_path / "photos"
+    photos.mkdir()
+    for name, other in (("0", "0"), ("1", "1"), ("2", "2"), ("3", "0")):
+        shutil.copy(config.parent / "photos" / f"{other}.png", photos / f"{name}.png")
+    torch.save(state(halfway) | {"best": 99.0}, folder / "checkpoint.pt")
+    assert train("--resume", folder, "--steps", 4, "--data", photos) == 0
+    assert state(folder)["best"] < 99.0
+
+
 def test_more_images_to_train_on_leave_the_best_score(
     halfway: Path, tmp_path: Path, train: Train, state: State, config: Path
 ) -> None:
