@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,37 @@ def test_a_child_waits_for_no_thread_of_its_parent(capfd: pytest.CaptureFixture[
     done.set()
     thread.join(10)
     assert (status, capfd.readouterr().err) == (0, "heard")
+
+
+def test_who_is_interrupted_while_it_waits_to_be_alone_keeps_nobody_out() -> None:
+    inside, leave, entered = threading.Event(), threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with quiet_stderr():
+            inside.set()
+            leave.wait(60)
+
+    def enter() -> None:
+        with quiet_stderr():
+            entered.set()
+
+    def interrupt() -> None:
+        time.sleep(0.2)  # the main thread waits by now, and keeps out who comes later
+        threads[1].start()
+        entered.wait(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threads = [threading.Thread(target=target) for target in (stay, enter, interrupt)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[2].start()
+    with pytest.raises(KeyboardInterrupt), quiet_stderr(alone=True):
+        pass
+    found = entered.wait(10)
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert found
 
 
 def test_what_is_said_is_told_from_the_blocks_beginning_on() -> None:

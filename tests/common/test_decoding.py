@@ -111,3 +111,35 @@ def test_files_beside_a_damaged_one_are_read() -> None:
         thread.join(60)
     assert len(outcomes) == 100
     assert all(refused == wrong for wrong, refused in outcomes)
+
+
+def test_a_whole_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    imdecode = cv2.imdecode
+
+    def counted(data: Any, flags: int) -> Any:
+        calls.append(flags)
+        return imdecode(data, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", counted)
+    decode_picture(JPEG, "x")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (cv2.Error.StsNoMem, "x: expected a picture that fits into memory"),
+        (cv2.Error.StsError, "x: .* cannot be decoded"),
+    ],
+)
+def test_what_opencv_raises_is_told(monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    error = cv2.error("OpenCV's words")
+    error.code = code
+
+    def refuse(data: Any, flags: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(cv2, "imdecode", refuse)
+    with pytest.raises(InputError, match=words):
+        decode_picture(JPEG, "x")

@@ -1,6 +1,7 @@
-"""What is particular to JPEG and PNG: scans, what follows the picture, colour resolution, a transparent value."""
+"""What is particular to a format: a JPEG's scans, markers and end, a PNG's transparent value, sizes in headers."""
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from PIL import Image
 
 from common.containers import PNG_START
 from common.errors import InputError
-from common.images import Picture, encode_picture
+from common.images import Picture, decoded_size, encode_picture
 from common.metadata import png_chunk
-from tests.common.test_images import RGB, read, saved
+from tests.common.test_images import RGB, read, saved, tiff
 
 
 def test_scans_of_a_jpeg_are_counted(tmp_path: Path) -> None:
@@ -37,6 +38,28 @@ def test_a_jpeg_keeps_the_colours_of_every_pixel() -> None:
     checks[::2, ::2], checks[1::2, 1::2] = (255, 0, 0), (0, 0, 255)
     image = Image.open(io.BytesIO(encode_picture(Picture(checks), ".jpg", 100)[0]))
     assert np.abs(np.asarray(image, int) - checks).max() < 12
+
+
+def test_a_jpeg_of_another_frame_and_with_filling_is_read(tmp_path: Path) -> None:
+    """Of SOF1, whose tables may have more entries than SOF0's."""
+    data = saved(Image.fromarray(RGB), "JPEG")
+    pixels, at = read(tmp_path, data).pixels, data.index(b"\xff\xc0")
+    for other in (data[: at + 1] + b"\xc1" + data[at + 2 :], data[:at] + b"\xff" + data[at:]):
+        np.testing.assert_array_equal(read(tmp_path, other).pixels, pixels)
+
+
+def test_a_bmp_whose_first_row_is_the_upper_one_is_read(tmp_path: Path) -> None:
+    data = bytearray(encode_picture(Picture(RGB), ".bmp")[0])
+    struct.pack_into("<i", data, 22, -60)
+    np.testing.assert_array_equal(read(tmp_path, bytes(data)).pixels, RGB[::-1])
+
+
+def test_memory_is_counted_for_all_that_is_decoded() -> None:
+    assert decoded_size(saved(Image.new("RGB", (4, 9000)), "WEBP", lossless=True)) == 4 * 4 * 9000
+    tiled = tiff(RGB, photometric="rgb", tile=(512, 1024))  # a tile is decoded whole
+    assert decoded_size(tiled) == 4 * 512 * 1024
+    of_os_2 = struct.pack("<2sIHHIIHHHH", b"BM", 26 + RGB.size, 0, 0, 26, 12, 80, 60, 1, 24) + RGB.tobytes()
+    assert decoded_size(of_os_2) == 4 * 60 * 80
 
 
 @pytest.mark.parametrize(("mode", "value", "expected"), [("L", 7, 7), ("1", 1, 255), ("I;16", 4660, 4660)])

@@ -146,6 +146,17 @@ def test_engines_of_few_sizes(
     np.testing.assert_array_equal(Denoiser(engine, tile=tile).denoise(image), expected)
 
 
+def test_small_pictures_and_tiles_go_in_batches() -> None:
+    """As many as have the pixels of one large tile: one at a time would leave a GPU idle."""
+    engine = Stub()
+    Denoiser(engine, tile=128).denoise(noise((9, 64, 64, 3)))
+    assert engine.shapes == [(4, 3, 64, 64), (4, 3, 64, 64), (1, 3, 64, 64)]
+
+
+def test_a_picture_of_as_many_pixels_as_a_tile_is_not_cut() -> None:
+    assert choose_tile((TILE // 2, 2 * TILE), [SizeRange()], None) == (TILE // 2, 2 * TILE)
+
+
 @pytest.mark.parametrize(
     ("size", "tile", "expected"),
     [

@@ -40,6 +40,11 @@ def test_strength_blends_with_the_input(strength: float, expected: int) -> None:
     assert (Denoiser(Fixed(200 / 255)).denoise(image, strength) == expected).all()
 
 
+def test_what_the_network_gives_beyond_white_counts_in_a_blend() -> None:
+    image = np.full((9, 9, 3), 100, np.uint8)
+    assert (Denoiser(Fixed(300 / 255)).denoise(image, 0.5) == 200).all()
+
+
 @pytest.mark.parametrize("kind", [">u2", "<u2", ">f4", "<f8"])
 def test_arrays_of_any_byte_order(kind: str) -> None:
     """As FITS and some TIFF readers give them."""

@@ -18,6 +18,7 @@ from common.metrics import psnr
 from runtime import Denoiser
 from runtime.engines.base import Images, Io
 from runtime.video import denoise_video
+from runtime.video_colour import Coding, add_change
 from runtime.video_source import Source
 from runtime.video_target import Target, planes_of
 from tests.runtime.video_clips import Function, Read, make, noise, picture, same
@@ -181,6 +182,12 @@ def test_the_change_is_what_the_network_makes_of_it(tmp_path: Path, size: tuple[
     for before, after in zip(Read(clip).planes(), Read(target).planes(), strict=True):
         for old, new, total in zip(before, after, (255, 256, 256), strict=True):
             np.testing.assert_allclose(new.astype(int), total - old.astype(int), atol=1)
+
+
+def test_codes_stay_within_their_bits() -> None:
+    planes = [np.array([[1000, 20]], np.uint16)]
+    add_change(planes, np.array([[0.5, -0.5]], np.float32), Coding(10, 1, 1, full_range=True, matrix=1, lines=1))
+    assert planes[0].tolist() == [[1023, 0]]
 
 
 def test_chroma_changes_by_the_mean_over_its_pixels(tmp_path: Path) -> None:

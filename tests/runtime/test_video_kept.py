@@ -15,6 +15,7 @@ from av.sidedata.sidedata import Type
 from common.metrics import psnr
 from runtime import Denoiser
 from runtime.video import denoise_video
+from runtime.video_encoders import choose, sampling
 from runtime.video_source import Source
 from tests.runtime.video_clips import Function, Read, add_cover, copied, make, same
 
@@ -73,14 +74,22 @@ def test_a_video_that_starts_late_and_one_of_a_single_frame(tmp_path: Path) -> N
     assert len(Read(tmp_path / "out1.mp4").frames) == 1
 
 
+def test_a_late_video_is_known_to_be_truncated(tmp_path: Path) -> None:
+    times = itertools.count(60000, 512)
+    clip = make(tmp_path / "late.mp4", times=times, frames=60, container={"movflags": "faststart"})
+    assert denoise_video(same, clip, tmp_path / "whole.mp4") == []
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    assert "is the file truncated?" in denoise_video(same, clip, tmp_path / "part.mp4")[-1]
+
+
 def test_frames_whose_times_are_missing_or_do_not_increase(tmp_path: Path) -> None:
     with Source(make(tmp_path / "clip.mp4")) as source:
         last, times = None, []
-        for given_time in (None, None, 2000, 2000, 1500, None, 5000):
-            frame: Any = SimpleNamespace(pts=given_time, duration=0)
+        for given_time, duration in ((None, 0), (None, 0), (2000, 0), (2000, 0), (1500, 0), (None, 0), (None, 700)):
+            frame: Any = SimpleNamespace(pts=given_time, duration=duration)
             last = source._place(frame, last)
             times.append(last)
-        assert times == [0, 512, 2000, 2001, 2002, 2514, 5000]
+        assert times == [0, 512, 2000, 2001, 2002, 2514, 3214]
         assert any("times of 2 frames do not increase" in note for note in source.notes())
 
 
@@ -176,6 +185,17 @@ def test_codecs_and_samples_that_cannot_be_written_are_replaced(tmp_path: Path, 
         shown = [frame.to_ndarray(format="rgb24").astype(float) for frame in (before, after)]
         assert psnr(shown[0] / 255, shown[1] / 255) > 33
         np.testing.assert_allclose(shown[1].mean((0, 1)), shown[0].mean((0, 1)), atol=2)
+
+
+def test_an_odd_height_alone_keeps_its_last_row() -> None:
+    source = sampling(av.VideoFormat("yuv420p"))
+    assert choose(".mp4", "h264", source, (64, 48)) == ("libx264", "yuv420p")
+    assert choose(".mp4", "h264", source, (64, 47)) == ("libx264", "yuv422p")
+
+
+def test_a_palette_is_no_gray() -> None:
+    assert str(sampling(av.VideoFormat("pal8"))) == "4:4:4 8-bit"
+    assert str(sampling(av.VideoFormat("gray10le"))) == "gray 10-bit"
 
 
 def test_streams_that_a_container_does_not_hold_are_named(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def test_pairs_are_held_out_by_scene_and_photos_then_only_where_they_are_listed(
     photos = [photo(Path(name)) for name in ("a.png", "listed.png")]
     desk, wall = in_scene("p/desk", 1, 2), in_scene("p/wall", 1)
     assert split([*photos, *desk, *wall], holdout) == ([photos[0], *wall], desk)
+    assert absent([*photos, *desk, *wall], holdout) == ""
     holdout.write_text("\n")
     training, validation = split([*photos, *desk, *wall], holdout)
     assert (training, validation) == ([*photos, *wall], desk)  # a whole scene, not one of its pairs

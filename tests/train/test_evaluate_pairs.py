@@ -125,6 +125,8 @@ def test_what_does_not_fit_is_one_line(cc: Path, tmp_path: Path, one_error: Call
     cv2.imwrite(str(tmp_path / "clean/a.png"), scene(3, 24, 24)[1])
     (tmp_path / "gray").mkdir()
     cv2.imwrite(str(tmp_path / "gray/a.png"), scene(3, 24, 24)[1][..., 0])
+    (tmp_path / "narrow").mkdir()
+    cv2.imwrite(str(tmp_path / "narrow/a.png"), scene(3, 24, 24)[1][:, :2])
     (tmp_path / "dnd/images_srgb").mkdir(parents=True)
     (tmp_path / "dnd/images_srgb/0001.mat").touch()
     for options, expected in (
@@ -132,6 +134,7 @@ def test_what_does_not_fit_is_one_line(cc: Path, tmp_path: Path, one_error: Call
         (("--data", cc, "--camera"), "--sigma or --camera: expected none, the pairs have noise, found --camera"),
         (("--data", tmp_path / "clean"), "--sigma or --camera: expected noise for the clean images of"),
         (("--data", tmp_path / "gray", "--camera"), "--camera: expected colour images of 3x3 pixels or more, found"),
+        (("--data", tmp_path / "narrow", "--camera"), "--camera: expected colour images of 3x3 pixels or more, found"),
         (("--data", tmp_path / "dnd"), "train/dnd.py"),
         (("--data", f"sidd={cc}"), "expected sidd"),
     ):

@@ -139,6 +139,7 @@ def bank(depth: int) -> Bank:
 def test_what_is_validated_follows_from_what_is_held_out(depth: int, share: float, expected: list[str]) -> None:
     config = from_dict({"run": {"steps": 1}, "camera": {"share": share}}, "test")
     assert [noise_name(noise) for noise in validation_noises(bank(depth), config)] == expected
+    assert noise_name(12.5) == "sigma12.5"
 
 
 def test_held_out_images_are_cropped_to_the_centre_and_always_the_same() -> None:
@@ -153,6 +154,11 @@ def test_held_out_images_are_cropped_to_the_centre_and_always_the_same() -> None
         assert np.array_equal(first[0], second[0])
         assert np.array_equal(first[1], bank(3)[0][6:14, 8:16].astype(np.float32) / np.float32(255))
         assert psnr(*first) < 60
+
+
+def test_held_out_images_that_are_smaller_than_the_crop_are_whole() -> None:
+    config = from_dict({"run": {"steps": 1, "validation_crop": 24}}, "test")
+    assert np.array_equal(held_out(bank(3), 0, 25.0, config)[1], bank(3)[0].astype(np.float32) / np.float32(255))
 
 
 def test_held_out_images_have_the_cameras_of_the_runs_own_ranges_by_their_place() -> None:
