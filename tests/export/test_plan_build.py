@@ -1,5 +1,6 @@
 """The builder: types of what it has parsed, and what the library says of a network that it does not take."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from onnx import helper
 
 from common import tensorrt_library
 from common.errors import InputError, ModelError
-from export import plan_graph
+from export import plan_build, plan_graph
 from export.parity import ASSETS
 from export.plan_build import Sizes, build
 from export.plan_rtx import RtxTarget
@@ -97,6 +98,24 @@ def test_what_the_parser_says_is_told_with_the_node(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(RtxTarget, "state_op", lambda _, model, __: model)
     with pytest.raises(ModelError, match=r"cannot take this network: node_modulated_deform_conv2d .*DeformConv"):
         build(RtxTarget(), network(Precision.FP16), Precision.FP16, SMALL)
+
+
+def test_a_fault_inside_functions_is_told_with_the_innermost_node() -> None:
+    log = tensorrt_library.Log("TensorRT")
+    fault = SimpleNamespace(
+        node_name=lambda: "",
+        node_operator=lambda: "GridSample",
+        desc=lambda: "no such mode",
+        local_function_stack=lambda: ["outer", "inner"],
+    )
+    parser = SimpleNamespace(num_errors=1, get_error=lambda index: fault)
+    assert str(plan_build._parse_error(parser, log)).endswith(": inner (GridSample): no such mode")
+
+
+def test_what_the_log_says_is_told_where_the_parser_says_nothing() -> None:
+    log = tensorrt_library.Log("TensorRT")
+    log.take("ERROR", "no memory")
+    assert str(plan_build._parse_error(SimpleNamespace(num_errors=0), log)).endswith("network: no memory")
 
 
 def test_what_the_builder_says_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,8 @@ def test_linear_kernels_take_contiguous_tensors(operands: Make) -> None:
     (kernel,) = launch.kernels(LAYER, "fp32", "linear")
     values, _ = pack(kernel, tensors)
     assert values[0] == tensors[0].data_ptr()
+    shifted = torch.zeros(25)[1:]  # at no multiple of 16 bytes, which they do not need
+    assert pack(kernel, [*tensors[:3], shifted, tensors[4]])[0][3] == shifted.data_ptr()
     rest = [channels_last(tensors)[0], *tensors[1:]]
     with pytest.raises(InputError, match=r"expected x in torch\.contiguous_format for linear\.cu"):
         pack(kernel, rest)
@@ -169,6 +172,38 @@ def test_a_driver_that_refuses_the_kernel_is_explained(
 )
 def test_an_unknown_gpu_gets_the_newest_kernels_that_it_runs(found: int, compiled_for: int) -> None:
     assert nvrtc.architecture(found) == compiled_for
+
+
+class Loads:
+    """A driver that takes all, and remembers what it is given."""
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed")
+
+    def __init__(self) -> None:
+        self.images: list[bytes] = []
+        self.mode = "global"
+
+    def cuThreadExchangeStreamCaptureMode(self, mode: str) -> tuple[int, str]:  # noqa: N802
+        before, self.mode = self.mode, mode
+        return 0, before
+
+    def cuModuleLoadData(self, image: bytes) -> tuple[int, bytes]:  # noqa: N802
+        assert self.mode == "relaxed"
+        self.images.append(image)
+        return 0, image
+
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[int, bytes]:  # noqa: N802
+        return 0, name
+
+
+def test_machine_code_is_for_the_gpu_that_it_was_compiled_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Loads()
+    monkeypatch.setattr(cuda_driver, "_driver", lambda: driver)
+    compiled = nvrtc.Compiled("fused.cu", 100, b"PTX", b"machine code", ())
+    for number in (100, 103):
+        cuda_driver.functions(compiled, number, (launch.ENTRY,))
+    assert driver.images == [b"machine code", b"PTX"]
+    assert driver.mode == "global"  # as it was
 
 
 def test_a_gpu_before_turing_is_refused() -> None:

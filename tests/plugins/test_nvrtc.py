@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import InputError
+from common.errors import DependencyError, InputError
 from plugins import launch, nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,13 @@ def test_ptx_is_for_the_architecture_and_for_driver_580(arch: int) -> None:
     (usage,) = compiled.usages
     assert usage.kernel == "modulated_deform_conv2d"
     assert 0 < usage.registers <= 255
+
+
+def test_an_nvrtc_whose_ptx_older_drivers_refuse_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings, _ = nvrtc.load_nvrtc()
+    monkeypatch.setattr(bindings, "nvrtcVersion", lambda: (0, 13, 2))
+    with pytest.raises(DependencyError, match=r"expected NVRTC 13\.0, .* found 13\.2"):
+        nvrtc.load_nvrtc()
 
 
 def test_an_error_names_file_and_line_and_shows_the_source() -> None:

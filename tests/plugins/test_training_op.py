@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,6 +189,18 @@ def test_a_compiler_that_speaks_another_code(fresh: Path) -> None:
     script.write_bytes(b"#!/bin/sh\necho 'erreur: compil\xe9' >&2\nexit 1\n")
     script.chmod(0o755)
     assert "erreur" in warned_once()
+
+
+def test_another_cpu_on_the_same_disk_compiles_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code for instructions that it lacks would end the process."""
+
+    def key(features: str) -> str:
+        cpuinfo = SimpleNamespace(read_text=lambda: f"processor : 0\nflags : {features}\n")
+        monkeypatch.setattr(cpu_sampling, "Path", lambda name: cpuinfo)
+        return cpu_sampling._key()
+
+    assert key("sse2 avx2") == key("sse2 avx2")
+    assert key("sse2 avx2") != key("sse2 avx2 avx512f")
 
 
 @NEEDS_KERNEL

@@ -120,6 +120,7 @@ def test_overriding_leaves_the_original_alone() -> None:
         (["run.steps=true"], "run.steps"),
         (["noise.clip8=1"], "noise.clip8"),
         (["optimizer.lr=nan"], "optimizer.lr"),
+        (["optimizer.lr=inf"], "optimizer.lr"),
         (["optimizer.lr=fast"], "optimizer.lr"),
         (["optimizer.lr=0"], "optimizer.lr"),
         (["optimizer.loss=l3"], "l1, l2"),

@@ -128,6 +128,7 @@ def test_captions_are_under_their_columns() -> None:
     width, side = below("", "").shape[1], SIDE * ZOOM + 2 * FRAME
     assert (below("", "") == 255).all()
     assert abs(second.mean() - (width - MARGIN - side / 2)) <= 4
+    assert below(r"$\no$", "").min() < 128  # a file's name, which is no formula
 
 
 def test_real_noise_is_taken_as_it_is(photo: Path, tmp_path: Path) -> None:
