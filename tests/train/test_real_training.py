@@ -15,6 +15,7 @@ from common.metrics import psnr
 from train.camera import add_camera_noise, draw_camera
 from train.config import from_dict
 from train.data import Bank
+from train.noise import protocol_noise
 from train.validation import held_out, noise_name, validation_noises
 
 Train = Callable[..., int]
@@ -156,9 +157,12 @@ def test_held_out_images_are_cropped_to_the_centre_and_always_the_same() -> None
         assert psnr(*first) < 60
 
 
-def test_held_out_images_that_are_smaller_than_the_crop_are_whole() -> None:
-    config = from_dict({"run": {"steps": 1, "validation_crop": 24}}, "test")
-    assert np.array_equal(held_out(bank(3), 0, 25.0, config)[1], bank(3)[0].astype(np.float32) / np.float32(255))
+@pytest.mark.parametrize("clip8", [False, True])
+def test_held_out_images_that_are_smaller_than_the_crop_are_whole_and_have_the_runs_noise(clip8: bool) -> None:
+    config = from_dict({"run": {"steps": 1, "validation_crop": 24}, "noise": {"clip8": clip8}}, "test")
+    noisy, clean = held_out(bank(3), 0, 25.0, config)
+    assert np.array_equal(clean, bank(3)[0].astype(np.float32) / np.float32(255))
+    assert np.array_equal(noisy, protocol_noise(clean, 25.0, 0, clip8=clip8))
 
 
 def test_held_out_images_have_the_cameras_of_the_runs_own_ranges_by_their_place() -> None:
