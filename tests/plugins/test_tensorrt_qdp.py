@@ -55,6 +55,10 @@ class TestWhatTensorRTIsTold:
             ("negative_slope", [np.float32(0.1)]),
         ]
 
+    def test_a_size_may_be_known_of_one_input_alone(self, qdp: ModuleType) -> None:
+        x, offset_mask = [-1, 32, 40, -1], [1, op.offset_mask_channels(8), -1, 48]
+        qdp._check(x, offset_mask, [32, 32, 3, 3], [32], offset_groups=8)
+
     @pytest.mark.parametrize("dtype", ["FLOAT", "HALF"])
     @pytest.mark.parametrize("layer", [*SADNET, *OTHERS, LINEAR_ONLY])
     def test_type_and_shape_of_y(self, trt: ModuleType, qdp: ModuleType, layer: Layer, dtype: str) -> None:

@@ -299,6 +299,15 @@ def test_committed_page_is_that_of_the_committed_figures() -> None:
     assert (ROOT / "docs" / "results.md").read_text() == text
 
 
+def test_figures_of_table_1_that_are_of_other_files_are_not_shown() -> None:
+    measured, published, times, ablation = map(
+        committed, ("tables.json", "published.json", "benchmark_cpu.json", "ablation.json")
+    )
+    said = "Not measured on these files"
+    assert said not in page(measured, published, times, ablation)
+    assert said in page(measured, published, times, ablation | {"set_sha256": "another"})
+
+
 def test_committed_figures_are_of_the_bundled_models() -> None:
     """Where not: make tables DATA=folder."""
     record = committed("tables.json")
