@@ -17,6 +17,8 @@ _BEHIND_PIXELS = {"0xd9", "0xda", "0xc4", *(f"0xd{n}" for n in range(8))}
 """Markers that come behind coded pixels; what lies before others is none of them."""
 _FILLING = 32
 """Bytes that an encoder may leave before the end of a whole JPEG."""
+_OS2_HEADER = 12
+"""Bytes of a BMP's oldest header, behind which OpenCV takes all colours for gray unless it is asked for them."""
 _ZEROS = 512
 """The same of zeros, up to the next sector of a disk."""
 
@@ -29,7 +31,7 @@ def decode(kind: str, data: bytes) -> NDArray[Any]:
     for alone in (False, True):  # what is heard of several threads' files may be about any of them
         with quiet_stderr(alone=alone) as said:
             # Read-only bytes do for OpenCV, which never writes to what it decodes.
-            samples = _decode(np.frombuffer(data, np.uint8))
+            samples = _decode(np.frombuffer(data, np.uint8), kind == "BMP" and data[14] == _OS2_HEADER)
             sound = samples is not None and _sound(kind, said(), data)
         if sound or samples is None:
             break
@@ -38,9 +40,9 @@ def decode(kind: str, data: bytes) -> NDArray[Any]:
     return samples
 
 
-def _decode(data: NDArray[np.uint8]) -> NDArray[Any] | None:
+def _decode(data: NDArray[np.uint8], colour: bool) -> NDArray[Any] | None:
     try:
-        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        return cv2.imdecode(data, cv2.IMREAD_COLOR if colour else cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from error

@@ -100,7 +100,9 @@ class Source:
             yield f"{self.path}: the times of {self._moved} frames do not increase: they were set to the next possible"
         if self.container.duration:
             said = Fraction(self.container.duration, av.time_base)
-            found = self._end - Fraction(self.container.start_time or 0, av.time_base)
+            # Matroska's is that of its last frame's end, MP4's that of all frames
+            began = 0 if "matroska" in self.container.format.name else self.container.start_time or 0
+            found = self._end - Fraction(began, av.time_base)
             if said - found > max(2 / self.rate, said / 50):
                 yield f"{self.path}: expected {float(said):.2f} s, found {float(found):.2f} s: is the file truncated?"
 

@@ -307,7 +307,7 @@ def _check_ranges(config: TrainConfig, source: str) -> TrainConfig:
         ),
         (
             not optimizer.seams or wide_enough(data.crop),
-            f"optimizer.seams: expected 0, or crops of 152 and more, whose tiles have pixels far from their borders; "
+            f"optimizer.seams: expected 0, or crops of 152, 168 and more, whose tiles have pixels far from a border; "
             f"found data.crop = {data.crop}",
         ),
         (optimizer.lr > 0, f"optimizer.lr: expected more than 0, found {optimizer.lr}"),

@@ -100,10 +100,14 @@ def read_clean(paths: Iterable[Path]) -> TestSet:
 def pairs_of(text: str) -> list[Example]:
     """The pairs in the folder of FOLDER or NAME=FOLDER, in the order of their paths; none where it holds clean images.
 
-    Raises InputError where the folder is missing or empty, or a pair is incomplete.
+    Raises InputError where the folder is missing or empty, a pair is incomplete, or there are other sets beside pairs.
     """
     examples: list[Example] = []
-    for part in find(text):
+    parts = find(text)
+    if len(parts) > 1 and any(part.layout.noisy for part in parts):
+        found = " and ".join(part.layout.name for part in parts)
+        raise InputError(f"{text}: expected one set, found {found}: name a folder for each")
+    for part in parts:
         if part.unpaired:
             raise InputError(f"{part.folder}: {part.missing}")
         if part.layout.clean is None:
@@ -201,6 +205,10 @@ def main(
                 raise InputError(f"--camera: expected colour images of 3x3 pixels or more, found {folder / name}")
     rows: list[dict[str, Any]] = []
     with open_denoiser(engine, threads) as denoiser:
+        for folder, images in sets.items() if denoiser.engine.channels == 1 else ():
+            for name, image in images:
+                if image.ndim > 2:
+                    raise InputError(f"{folder / name}: expected a gray image, as {engine} is for those, found colour")
         runs_on = denoiser.engine.name
         title = f"{engine} ({runs_on})"
         white = Table("set", "images", *(f"sigma {s:g}" for s in levels), title=escape(f"{title}, {protocol}"))

@@ -156,7 +156,7 @@ def _white(title: str, names: Sequence[str], channels: int, measured: Record, pu
 
 
 def _white_table(name: str, channels: int, measured: Record, published: Record) -> str:
-    theirs = [row for row in published["white"] if (row["set"], row["channels"]) == (name, channels)]
+    theirs = [row for row in _of_these(published, measured) if (row["set"], row["channels"]) == (name, channels)]
     ours = _ours_white(name, channels, measured)
     levels = sorted({int(level) for row in theirs + ours for level in row["psnr"]})
     order = list(_WHO)
@@ -171,6 +171,13 @@ def _white_table(name: str, channels: int, measured: Record, published: Record) 
     if not ours:
         lines.append(["this project", _why_not(name, channels, measured), *["-"] * (1 + len(levels))])
     return _table(("method", "figures of", "protocol", *(f"sigma {level}" for level in levels)), lines)
+
+
+def _of_these(published: Record, measured: Record) -> list[Record]:
+    """The rows of white noise, but for those that were measured on other files than ours."""
+    here = {name: facts.get("sha256") for name, facts in measured["sets"].items()}
+    others = {name for name, files in published["measured_on"].items() if here.get(name, files) not in (files, None)}
+    return [row for row in published["white"] if row["source"] != "measured" or row["set"] not in others]
 
 
 def _gaps(row: Record, reference: Record | None, levels: Sequence[int]) -> list[str]:

@@ -18,7 +18,8 @@ def border_of_a_tile(crop: int) -> int:
 
 
 def wide_enough(crop: int) -> bool:
-    """Whether such a tile has pixels further than `EDGE` from its border: from 152 pixels on."""
+    """Whether such a tile has pixels further than `EDGE` from its border: from 152 pixels on,
+    but for 160."""
     return crop - 2 * border_of_a_tile(crop) > 2 * EDGE
 
 

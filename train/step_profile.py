@@ -46,11 +46,11 @@ KINDS = {
         "deform_conv2d",
         "deformable_im2col",
     ),
-    "convolutions, backward": ("convolution_backward", "dgrad", "wgrad"),
+    "convolutions, backward": ("convolution_backward", "conv2d_backward", "dgrad", "wgrad"),
     "convolutions, forward": ("conv", "winograd", "implicit"),
     "matrix products": ("mm", "gemm"),
-    "copies and casts": ("copy", "cat", "clone", "memcpy", "contiguous"),
-    "optimizer, average, clipping": ("adam", "lerp", "foreach", "norm", "multi_tensor"),
+    "copies and casts": ("copy", "::cat", "clone", "memcpy", "contiguous"),
+    "optimizer, average, clipping": ("adam", "lerp", "foreach", "_norm", "multi_tensor"),
 }
 """Parts of the names of operators (CPU) and of kernels (GPU), tried from the top. The sampling is that of the
 deformable convolutions, whose products with the weights are matrix products or convolutions; so are most of Muon's."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.containers import PNG_START
 from common.errors import InputError
-from common.images import Picture, decoded_size, encode_picture
+from common.images import Picture, decoded_size, encode_picture, read_picture
 from common.metadata import png_chunk
 from tests.common.test_images import RGB, read, saved, tiff
 
@@ -92,3 +92,17 @@ def test_of_a_transparent_value_only_the_samples_bits_count(tmp_path: Path, bits
     assert picture.pixels.tolist() == [[0] * 7 + [255 // (2**bits - 1)]]
     assert picture.alpha is not None
     assert picture.alpha.tolist() == [[255] * 7 + [0]]
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_the_colours_of_a_bmp_with_the_oldest_header(palette: bool, tmp_path: Path) -> None:
+    """As OS/2 wrote it; its size has 16 bits."""
+    size = np.array(RGB.shape[1::-1], "<u2").tobytes()
+    colours = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8) if palette else np.zeros((0, 3), np.uint8)
+    indexes = RGB[..., 0]
+    samples = (indexes if palette else RGB[..., ::-1])[::-1].tobytes()  # a row is a multiple of 4 bytes
+    head = (12).to_bytes(4, "little") + size + b"\1\0" + (b"\x08\0" if palette else b"\x18\0")
+    start = 14 + len(head) + colours.size
+    sizes = (start + len(samples)).to_bytes(4, "little") + bytes(4) + start.to_bytes(4, "little")
+    (tmp_path / "x.bmp").write_bytes(b"BM" + sizes + head + colours[:, ::-1].tobytes() + samples)
+    assert np.array_equal(read_picture(tmp_path / "x.bmp").pixels, colours[indexes] if palette else RGB)

@@ -74,6 +74,12 @@ def test_a_video_that_starts_late_and_one_of_a_single_frame(tmp_path: Path) -> N
     assert len(Read(tmp_path / "out1.mp4").frames) == 1
 
 
+def test_a_late_matroska_video_is_no_truncated_one(tmp_path: Path) -> None:
+    """Its duration is the time of its end."""
+    late = make(tmp_path / "late.mkv", times=itertools.count(60000, 512), frames=60)
+    assert denoise_video(same, late, tmp_path / "out.mkv") == []
+
+
 def test_a_late_video_is_known_to_be_truncated(tmp_path: Path) -> None:
     times = itertools.count(60000, 512)
     clip = make(tmp_path / "late.mp4", times=times, frames=60, container={"movflags": "faststart"})
