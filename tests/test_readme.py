@@ -84,11 +84,14 @@ def test_commands_run_as_written(tmp_path: Path) -> None:
         assert (tmp_path / made).exists(), made
 
 
-def test_quality_table_is_the_model_cards() -> None:
-    scores = json.loads((ROOT / "assets" / "blind_color.json").read_text())["scores"]
-    assert len(scores) >= 10
+@pytest.mark.parametrize(
+    ("model", "called", "count"), [("blind_color", "this model", 10), ("blind_gray", "`blind_gray`", 5)]
+)
+def test_quality_tables_are_the_model_cards(model: str, called: str, count: int) -> None:
+    scores = json.loads((ROOT / "assets" / f"{model}.json").read_text())["scores"]
+    assert len(scores) == count
     for score in scores:
-        row = next(line for line in README.splitlines() if line.startswith(f"| {score['set']} | this model"))
+        row = next(line for line in README.splitlines() if line.startswith(f"| {score['set']} | {called}"))
         assert f"{score['psnr']:.2f} / {score['ssim']:.3f}" in row
 
 
