@@ -329,14 +329,14 @@ def test_damaged_frames_are_counted(tmp_path: Path) -> None:
     notes = denoise_video(same, clip, tmp_path / "out.mp4")
     assert "frames are damaged or left out" in notes[0]
     assert 20 < len(Read(tmp_path / "out.mp4").frames) <= 30
-    clip = make(tmp_path / "clip.mov", "prores_ks", "yuv422p10le")
+    clip = make(tmp_path / "clip.mov", "prores_ks", "yuv422p10le", frames=40)  # more than a decoder has threads
     data = bytearray(clip.read_bytes())
-    third = data.find(b"icpf", len(data) // 2)
-    data[third + 4 : third + 200] = bytes(196)
+    middle = data.find(b"icpf", len(data) // 2)
+    data[middle + 4 : middle + 200] = bytes(196)
     clip.write_bytes(data)
     (note,) = denoise_video(same, clip, tmp_path / "out.mov")
     assert note.endswith("1 frames are damaged or left out, because they cannot be decoded")
-    assert len(Read(tmp_path / "out.mov").frames) == 4
+    assert len(Read(tmp_path / "out.mov").frames) == 39
 
 
 def test_packets_that_the_container_refuses_stop_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
