@@ -292,6 +292,22 @@ def test_plan_and_sidecar_appear_together(tmp_path: Path) -> None:
     assert files(tmp_path) == ["a.plan.json"]
 
 
+def test_ctrl_c_between_the_two_leaves_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, synced = os.fsync, []
+
+    def interrupted(file: int) -> None:
+        synced.append(file)
+        if len(synced) == 2:
+            raise KeyboardInterrupt
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt), plan_files(tmp_path / "a.plan", overwrite=False) as temporary:  # noqa: PT012
+        for path in temporary:
+            path.write_text("new")
+    assert (len(synced), files(tmp_path)) == (2, [])
+
+
 def test_a_plan_that_replaced_another_stays_where_its_sidecar_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
