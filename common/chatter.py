@@ -6,7 +6,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from pathlib import Path
 
 _changed = threading.Condition()
 _users = 0
@@ -14,8 +14,8 @@ _to_be_alone = 0
 """How many are alone, or wait for it."""
 _stderr: int | None = None
 """A copy of the process's own stderr while another file takes its place."""
-_heard: BinaryIO | None = None
-"""That file."""
+_heard: int | None = None
+"""That file, open."""
 
 
 @contextlib.contextmanager
@@ -56,15 +56,22 @@ def quiet_stderr(*, alone: bool = False) -> Iterator[Callable[[], str]]:
 def _begin() -> None:
     global _stderr, _heard
     try:
-        _heard = os.fdopen(os.memfd_create("stderr"), "r+b", buffering=0)
-    except (AttributeError, OSError):  # no such thing in this system
-        try:
-            _heard = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by _end)
-        except OSError:  # no place for it: nothing is heard
-            _heard = open(os.devnull, "r+b", buffering=0)  # noqa: SIM115
+        _heard = _unnamed_file()
+    except OSError:  # no place for it: nothing is heard
+        _heard = os.open(os.devnull, os.O_RDWR)
     with contextlib.suppress(OSError):  # the process has no stderr
         _stderr = os.dup(2)
-    os.dup2(_heard.fileno(), 2)
+    os.dup2(_heard, 2)
+
+
+def _unnamed_file() -> int:
+    if sys.platform == "win32":  # which has no pread, and seeking would move what is written
+        return os.open(os.devnull, os.O_RDWR)
+    if sys.platform == "linux":
+        return os.memfd_create("stderr")
+    file, path = tempfile.mkstemp()
+    Path(path).unlink()
+    return file
 
 
 def _end() -> None:
@@ -74,19 +81,19 @@ def _end() -> None:
     else:
         os.dup2(_stderr, 2)
         os.close(_stderr)
-    if _heard:
-        _heard.close()
+    if _heard is not None:
+        os.close(_heard)
     _stderr = _heard = None
 
 
 def _written() -> int:
-    return os.fstat(_heard.fileno()).st_size if _heard else 0
+    return 0 if _heard is None else os.fstat(_heard).st_size
 
 
 def _since(start: int) -> str:
-    if sys.platform == "win32" or not _heard:  # no pread there, and to seek would move what is written
+    if sys.platform == "win32" or _heard is None:
         return ""
-    return os.pread(_heard.fileno(), _written() - start, start).decode(errors="replace")
+    return os.pread(_heard, _written() - start, start).decode(errors="replace")
 
 
 def _alone_after_fork() -> None:

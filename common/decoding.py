@@ -17,10 +17,10 @@ _BEHIND_PIXELS = {"0xd9", "0xda", "0xc4", *(f"0xd{n}" for n in range(8))}
 """Markers that come behind coded pixels; what lies before others is none of them."""
 _FILLING = 32
 """Bytes that an encoder may leave before the end of a whole JPEG."""
-_OS2_HEADER = 12
-"""Bytes of a BMP's oldest header, behind which OpenCV takes all colours for gray unless it is asked for them."""
 _ZEROS = 512
 """The same of zeros, up to the next sector of a disk."""
+_OS2_HEADER = 12
+"""Bytes of a BMP's oldest header, behind which OpenCV takes all colours for gray unless it is asked for them."""
 
 
 def decode(kind: str, data: bytes) -> NDArray[Any]:

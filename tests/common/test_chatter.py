@@ -188,19 +188,28 @@ def test_what_is_said_is_told_from_the_blocks_beginning_on() -> None:
         assert first() == "one two"
 
 
+@pytest.mark.parametrize("system", ["linux", "darwin"])
 def test_without_a_place_for_what_is_said_it_is_lost(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    system: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(os, "memfd_create")
-    monkeypatch.setattr(tempfile, "TemporaryFile", full_disk)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(tempfile, "mkstemp", full_disk)
+    monkeypatch.setattr(os, "memfd_create", full_disk)
     with quiet_stderr() as said:
         os.write(2, b"chatter")
         assert said() == ""
     assert capfd.readouterr().err == ""
 
 
-def full_disk(**options: object) -> None:
+def full_disk(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, "no space left on device")
+
+
+def test_without_files_in_memory_one_of_the_disk_is_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with quiet_stderr() as said:
+        os.write(2, b"chatter")
+        assert said() == "chatter"
 
 
 def test_no_file_descriptor_is_left_open() -> None:
