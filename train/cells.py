@@ -22,9 +22,10 @@ from common.images import read_picture
 from common.machine import cpu_name
 from runtime.denoiser import Denoiser
 from runtime.models import bundled_models
-from train.datasets import LAYOUTS, Found, find
+from train.datasets import Found, find
 from train.evaluate import Protocol, evaluate, evaluate_pairs, open_denoiser, read_clean
 from train.examples import Example
+from train.layouts import LAYOUTS
 from train.sadnet import SADNetConfig
 
 SIGMAS = {Protocol.CLIP8: (15, 25, 30, 50, 70), Protocol.FLOAT: (30, 50, 70)}

@@ -4,7 +4,7 @@
     python train/tables.py --data /data/testsets --minutes 10    # goes on when it is called again
     python train/tables.py --data /data/testsets --force         # measures again what it has figures of
 
-DATA is a folder with test sets anywhere below it, in the layouts of `train/datasets.py`. Figures of the bundled models
+DATA is a folder with test sets anywhere below it, in the layouts of `train/layouts.py`. Figures of the bundled models
 are measured here, by ONNX Runtime; parameters and multiply-adds are counted on the network; those of the paper and of
 others are read from docs/results/published.json, which names their sources. docs/results/tables.json keeps each figure
 as soon as it is measured, so that an interrupted run goes on, and one with nothing new takes a moment. It keeps them as
@@ -29,8 +29,8 @@ from common.files import sha256, write_whole
 with cli.needs("dev", __name__):
     from train.cells import PAIRS, Cell, ImageSet, Model, image_sets, kinds_of_noise, measure, models
     from train.cost import cost
-    from train.datasets import LAYOUTS
     from train.evaluate import finite
+    from train.layouts import LAYOUTS
     from train.results_page import Record, page
     from train.sadnet import SADNetConfig
 

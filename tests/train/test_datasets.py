@@ -12,7 +12,8 @@ import pytest
 from common import cli
 from common.errors import InputError
 from train import datasets
-from train.datasets import LAYOUTS, absolute, examples, find, parse
+from train.datasets import absolute, examples, find, parse
+from train.layouts import LAYOUTS
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 
